@@ -1,0 +1,103 @@
+"""One budget → counts per parameter, by exact integer arithmetic. No torch."""
+
+import heapq
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from math import ceil, floor, prod
+from typing import Protocol
+
+from ticketkit.errors import BudgetError, ConfigError
+
+
+class Allocator(Protocol):
+    """Splits a budget between parameters before they are ranked."""
+
+    def __call__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        keep: int,
+        *,
+        floors: Mapping[str, int],
+        capacities: Mapping[str, int],
+    ) -> int | Mapping[str, int]:
+        """Return counts per parameter that sum to `keep`, or `keep` itself to rank all parameters together.
+
+        Each count lies between the parameter's floor and its capacity, the weights it still has.
+        """
+        ...
+
+
+def apportion(
+    weights: Mapping[str, Fraction | int],
+    keep: int,
+    *,
+    floors: Mapping[str, int] | None = None,
+    capacities: Mapping[str, int],
+) -> dict[str, int]:
+    """Return whole counts in proportion to `weights`, summing to `keep`, by the Sainte-Laguë divisor method.
+
+    The n-th unit of a parameter has the priority weight / (n - ½); the `keep` highest priorities win, ties going to the
+    earlier parameter; floors are given first and nobody exceeds its capacity. A divisor method is house-monotone: when
+    the budget grows no count falls (Balinski & Young 1982), so masks stay nested from round to round.
+
+    Raises `BudgetError` when floors or capacities cannot be met.
+
+    >>> apportion({"a": 6, "b": 4}, 5, capacities={"a": 6, "b": 4})
+    {'a': 3, 'b': 2}
+    """
+    least = {name: (floors or {}).get(name, 0) for name in weights}
+    for name in weights:
+        if least[name] > capacities[name]:
+            raise BudgetError(f"floor of {name!r} is {least[name]} weights, but only {capacities[name]} are left")
+    if not sum(least.values()) <= keep <= sum(capacities[name] for name in weights):
+        raise BudgetError(
+            f"cannot keep {keep} weights: floors ask for {sum(least.values())}, "
+            f"{sum(capacities[name] for name in weights)} are left"
+        )
+
+    def units_above(level: Fraction) -> dict[str, int]:
+        """Return how many units of each parameter have a priority of at least `level`."""
+        return {
+            name: min(max(floor(Fraction(weight) / level + Fraction(1, 2)), least[name]), capacities[name])
+            for name, weight in weights.items()
+        }
+
+    counts = units_above(_level_within_budget(weights, keep, units_above))
+    queue = [
+        (-Fraction(weight) / (counts[name] + Fraction(1, 2)), position, name)
+        for position, (name, weight) in enumerate(weights.items())
+        if counts[name] < capacities[name]
+    ]
+    heapq.heapify(queue)
+    for _ in range(keep - sum(counts.values())):
+        _, position, name = heapq.heappop(queue)
+        counts[name] += 1
+        if counts[name] < capacities[name]:
+            priority = -Fraction(weights[name]) / (counts[name] + Fraction(1, 2))
+            heapq.heappush(queue, (priority, position, name))
+    return counts
+
+
+def _level_within_budget(
+    weights: Mapping[str, Fraction | int], keep: int, units_above: Callable[[Fraction], Mapping[str, int]]
+) -> Fraction:
+    """Return a priority that no more than `keep` units reach, and nearly as many do."""
+    low, high = 0.0, 2.0 * float(max(weights.values(), default=0)) + 1.0  # above twice its weight nobody has a unit
+    for _ in range(128):
+        if keep - sum(units_above(Fraction(high)).values()) <= len(weights):
+            break
+        middle = (low + high) / 2
+        if sum(units_above(Fraction(middle)).values()) > keep:
+            low = middle
+        else:
+            high = middle
+    return Fraction(high)
+
+
+def floor_counts(shapes: Mapping[str, tuple[int, ...]], density: float | None) -> dict[str, int]:
+    """Return the least number of weights each parameter keeps when `density` of it must stay (rounded up)."""
+    if density is None:
+        return {}
+    if isinstance(density, bool) or not 0 <= density < 1:
+        raise ConfigError(f"floor must be a density from 0 to below 1 (0.01 keeps 1 % of each), not {density!r}")
+    return {name: ceil(Fraction(str(density)) * prod(shape)) for name, shape in shapes.items()}

@@ -1,0 +1,101 @@
+"""What a weight is worth: the inputs a criterion gets, the scores it returns, and the checks every score passes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ticketkit.errors import ScoreError
+from ticketkit.mask import Mask, shape_differences
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What a criterion may look at; all tensors are read-only and share memory with the model.
+
+    `weights` are the trained values of the parameters in scope and `initial` those the weights are rewound to, both
+    keyed like `mask`, the mask the network was trained with. `generator` is seeded from the run's seed and the round:
+    draw random scores from it and from nowhere else.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    initial: Mapping[str, torch.Tensor]
+    mask: Mask
+    generator: torch.Generator
+
+
+class Criterion(Protocol):
+    """Scores every weight in scope; the higher score is kept.
+
+    Returns one floating-point tensor for each name of `inputs.mask`, shaped like the parameter. Scores of weights that
+    are already pruned are ignored. A criterion registered with an options model is called with `options=` too.
+    """
+
+    def __call__(self, inputs: ScoreInputs) -> Mapping[str, torch.Tensor]:
+        """Return the scores; never change a tensor of the model."""
+        ...
+
+
+class ElementwiseScores(Mapping[str, torch.Tensor]):
+    """Scores that depend on each weight alone, computed slice by slice when they are read.
+
+    `function(name, *slices)` gets the parameter's name and equal slices of the flattened operands. `select` reads such
+    scores in small chunks, so that ranking needs no memory of the size of the model.
+
+    >>> scores = ElementwiseScores(lambda name, w: w.abs(), {"w": torch.tensor([[-2.0], [1.0]])})
+    >>> scores["w"].tolist(), scores.flat_slice("w", 0, 1).tolist()
+    ([[2.0], [1.0]], [2.0])
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], *operands: Mapping[str, torch.Tensor]):
+        self._function = function
+        self._operands = operands
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        shape = self._operands[0][name].shape
+        return self.flat_slice(name, 0, shape.numel()).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._operands[0])
+
+    def __len__(self) -> int:
+        return len(self._operands[0])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one parameter's scores without computing them."""
+        return tuple(self._operands[0][name].shape)
+
+    def flat_slice(self, name: str, start: int, stop: int, step: int = 1) -> torch.Tensor:
+        """Return the scores at flat indices `start:stop:step` of one parameter."""
+        slices = [operand[name].detach().reshape(-1)[start:stop:step] for operand in self._operands]
+        return self._function(name, *slices)
+
+
+def flat_slice(scores: Mapping[str, torch.Tensor], name: str, start: int, stop: int, step: int = 1) -> torch.Tensor:
+    """Return the scores at flat indices `start:stop:step` of one parameter, computing no more if possible."""
+    if isinstance(scores, ElementwiseScores):
+        return scores.flat_slice(name, start, stop, step)
+    return scores[name].detach().reshape(-1)[start:stop:step]
+
+
+def check_scores(scores: Mapping[str, torch.Tensor], mask: Mask) -> torch.dtype:
+    """Return the dtype that holds every score exactly: float64 if any score has it, else float32.
+
+    Raises `ScoreError` unless there is one floating-point tensor of the right shape for every parameter of the mask.
+    """
+    shapes, dtypes = {}, set()
+    for name in scores:
+        if isinstance(scores, ElementwiseScores):
+            shapes[name], example = scores.shape(name), scores.flat_slice(name, 0, 0)
+        else:
+            example = scores[name]
+            if not isinstance(example, torch.Tensor):
+                raise ScoreError(f"score of parameter {name!r} must be a tensor, not {type(example).__name__}")
+            shapes[name] = tuple(example.shape)
+        if not example.dtype.is_floating_point:
+            raise ScoreError(f"score of parameter {name!r} must be floating-point, not {example.dtype}")
+        dtypes.add(example.dtype)
+    if problems := shape_differences(mask.shapes, shapes):
+        raise ScoreError("scores do not fit the mask:\n  " + "\n  ".join(problems))
+    return torch.float64 if torch.float64 in dtypes else torch.float32

@@ -1,0 +1,200 @@
+"""Hold pruned weights at exactly zero while anybody's training loop runs.
+
+Three guards, all in place on the live parameters, none of which changes the model's structure:
+gradients of pruned weights are cleared as soon as they are accumulated, before anything like clipping can see them;
+an optimizer's stale state for pruned weights is cleared before its first step; and after every optimizer step pruned
+weights are cleared again, so that momentum, weight decay or noise cannot bring them back.
+Clearing is a bitwise AND with an integer mask: exact +0.0 even for NaN and infinity, at the cost of one memory pass.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from ticketkit.errors import NoEffectWarning, ScopeError
+from ticketkit.mask import Mask
+from ticketkit.scope import masked_parameters
+
+INTEGER_OF_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@contextmanager
+def enforced(model: nn.Module, mask: Mask) -> Iterator["Enforcement"]:
+    """Hold `mask` on `model` inside the `with` block: pruned weights are zero at entry and after every optimizer step.
+
+    Works with any `torch.optim.Optimizer`, created before or inside the block, any loop, any number of optimizers;
+    kept weights are bit-equal at entry. On exit every hook is gone and the weights stay as they are.
+    Raises `ScopeError` when the model lacks a masked parameter or has it in another shape, and when an optimizer steps
+    over tensors without gradients while the model's have some (it was built for another copy of the model).
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> with enforced(model, Mask({"weight": torch.tensor([[True, False]])})):
+    ...     _ = model(torch.ones(1, 2)).sum().backward()
+    ...     torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9).step()
+    >>> model.weight[0, 1].item()
+    0.0
+    """
+    enforcement = Enforcement(model, mask)
+    enforcement.apply()
+    handles = enforcement.attach()
+    try:
+        yield enforcement
+    finally:
+        for handle in handles:
+            handle.remove()
+        revived = enforcement.clear_revived()
+    if revived:
+        warnings.warn(
+            f"pruned weights of {', '.join(revived)} were changed by something other than a torch.optim.Optimizer and "
+            "have been set to zero only now; the network did not train as the mask says",
+            NoEffectWarning,
+            stacklevel=3,
+        )
+
+
+class Enforcement:
+    """One mask held on one model. Parameters whose mask is all ones cost nothing and are left alone."""
+
+    def __init__(self, model: nn.Module, mask: Mask):
+        groups = masked_parameters(model, mask.shapes)
+        sizes, counts = mask.sizes, mask.counts
+        self._scope = {id(p): name for name, group in groups.items() for p in group}
+        self._parameters = {name: group for name, group in groups.items() if counts[name] < sizes[name]}
+        self._all_parameters = groups
+        self._keep = {name: _Keep(mask[name]) for name in self._parameters}
+        self._met: WeakSet[Optimizer] = WeakSet()
+        self.steps = 0
+        self.foreign_steps = 0
+
+    def apply(self) -> None:
+        """Set every pruned weight to zero now; a second call changes nothing."""
+        for name, group in self._parameters.items():
+            for parameter in group:
+                self._keep[name].clear_pruned(parameter)
+
+    def check_optimizer(self, *optimizers: Optimizer) -> None:
+        """Raise `ScopeError` naming the trainable parameters in scope that none of the optimizers holds."""
+        held = {id(p) for optimizer in optimizers for p in _parameters_of(optimizer)}
+        missing = [
+            f"{name} {tuple(group[0].shape)}"
+            for name, group in self._all_parameters.items()
+            if group[0].requires_grad and not any(id(p) in held for p in group)
+        ]
+        if missing:
+            raise ScopeError(
+                f"the optimizer holds {len(held)} tensors, but not these parameters in scope: {', '.join(missing)}; "
+                "build it from this model's parameters, after the model was copied, wrapped or moved"
+            )
+
+    def check_trained(self) -> None:
+        """Raise `ScopeError` if optimizers stepped, but never over a parameter in scope."""
+        if self.foreign_steps and not self.steps:
+            raise ScopeError(
+                f"optimizers took {self.foreign_steps} steps in this round, none of them over any of the "
+                f"{len(self._all_parameters)} parameters in scope; build the optimizer from this model's parameters, "
+                "after the model was copied, wrapped or moved"
+            )
+
+    def attach(self) -> list[Any]:
+        """Install the hooks and return their handles."""
+        handles = [
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                self._keep[name].clear_pruned_gradient
+            )
+            for name, group in self._parameters.items()
+            for parameter in group
+            if parameter.requires_grad
+        ]
+        for group in self._parameters.values():
+            for parameter in group:
+                if parameter.grad is not None:
+                    self._keep[self._scope[id(parameter)]].clear_pruned_gradient(parameter)
+        before = register_optimizer_step_pre_hook(self._before_step)
+        return [*handles, before, register_optimizer_step_post_hook(self._after_step)]
+
+    def clear_revived(self) -> list[str]:
+        """Clear pruned weights a last time; return the parameters of which some were not zero any more."""
+        revived = [
+            name
+            for name, group in self._parameters.items()
+            if any(self._keep[name].has_revived(parameter) for parameter in group)
+        ]
+        self.apply()
+        return revived
+
+    def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if optimizer in self._met:
+            return
+        self._met.add(optimizer)
+        parameters = _parameters_of(optimizer)
+        in_scope = [parameter for parameter in parameters if id(parameter) in self._scope]
+        if not in_scope:
+            self._refuse_stale_copy(parameters)
+        for parameter in in_scope:
+            name = self._scope[id(parameter)]
+            if name in self._keep:
+                for value in optimizer.state.get(parameter, {}).values():
+                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                        self._keep[name].clear_pruned(value)
+
+    def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        ours = [p for p in _parameters_of(optimizer) if id(p) in self._scope]
+        if not ours:
+            self.foreign_steps += 1
+            return
+        self.steps += 1
+        for parameter in ours:
+            if keep := self._keep.get(self._scope[id(parameter)]):
+                keep.clear_pruned(parameter)
+
+    def _refuse_stale_copy(self, parameters: Sequence[torch.Tensor]) -> None:
+        ours = any(group[0].grad is not None for group in self._all_parameters.values())
+        if ours and all(parameter.grad is None for parameter in parameters):
+            raise ScopeError(
+                f"an optimizer steps over {len(parameters)} tensors of which none has a gradient, while the parameters "
+                "in scope have gradients and are in no optimizer; build it from this model's parameters, after the "
+                "model was copied, wrapped or moved"
+            )
+
+
+class _Keep:
+    """The integer mask of one parameter: all bits set where a weight is kept, none where it is pruned."""
+
+    def __init__(self, mask: torch.Tensor):
+        self._mask = mask
+        self._integers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+    @torch.no_grad()
+    def clear_pruned(self, tensor: torch.Tensor) -> None:
+        """Set the pruned entries of a tensor shaped like the parameter to +0.0."""
+        bits = tensor.detach().view(INTEGER_OF_WIDTH[tensor.element_size()])
+        bits.bitwise_and_(self._for(tensor.device, bits.dtype))
+
+    def has_revived(self, tensor: torch.Tensor) -> bool:
+        """Say whether any pruned entry differs from zero."""
+        return bool((tensor.detach() != 0).logical_and_(~self._mask.to(tensor.device)).any())
+
+    def clear_pruned_gradient(self, parameter: torch.Tensor) -> None:
+        """Clear the pruned entries of a parameter's gradient, dense or sparse."""
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        if gradient.layout is not torch.strided:
+            parameter.grad = gradient = gradient.to_dense()
+        self.clear_pruned(gradient)
+
+    def _for(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        if (device, dtype) not in self._integers:
+            self._integers[device, dtype] = self._mask.to(device=device, dtype=dtype).neg_()
+        return self._integers[device, dtype]
+
+
+def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

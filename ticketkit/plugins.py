@@ -1,0 +1,154 @@
+"""Find plugins, check them, let them register, and tell those that watch what happens."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any, Self
+
+import pluggy
+from pydantic import BaseModel
+
+from ticketkit import builtin, hookspecs
+from ticketkit.errors import ConfigError, PluginError
+from ticketkit.registry import KINDS, Choice, Entry, Registry
+from ticketkit.ticket import Provenance
+
+GROUP = "ticketkit"
+BUILTIN = "builtin"
+ALLOW = "TICKETKIT_LOAD_PLUGINS"
+BLOCK = "TICKETKIT_BLOCK_PLUGINS"
+
+
+@dataclass(frozen=True)
+class LoadedPlugin:
+    """A plugin that takes part: its name, its distribution and the version of that."""
+
+    name: str
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that was found but left out, and why."""
+
+    name: str
+    distribution: str
+    version: str
+    reason: str
+
+
+class Plugins:
+    """The plugins of one run: registries of what decides, and the hooks of what watches.
+
+    Built-ins register through the same hooks as anyone's. Installing a package never changes a result: entries are only
+    used when a config names them, and a name that two plugins register is an error.
+    """
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self.registries = {kind: Registry(kind) for kind in KINDS}
+        self.loaded: list[LoadedPlugin] = []
+        self.broken: list[BrokenPlugin] = []
+        self.add(builtin, LoadedPlugin(BUILTIN, "ticketkit", version("ticketkit")))
+
+    @classmethod
+    def discover(cls) -> Self:
+        """Return the built-ins and every installed plugin, in the order of their names.
+
+        `TICKETKIT_LOAD_PLUGINS` (comma-separated names) loads only these, `TICKETKIT_BLOCK_PLUGINS` all but these. A
+        plugin that fails is listed in `broken` and left out; it matters only if something it registers is asked for.
+        """
+        plugins = cls()
+        for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+            if _wanted(point.name):
+                plugins._load(point)
+        return plugins
+
+    def add(self, plugin: object, facts: LoadedPlugin) -> None:
+        """Register one plugin; raises `PluginError` if it is malformed, and then leaves no trace of it."""
+        if self._manager.has_plugin(facts.name):
+            raise PluginError(f"two plugins are called {facts.name!r}; block or uninstall one of them")
+        try:
+            self._manager.register(plugin, facts.name)
+            self._manager.check_pending()
+            others = [other for name, other in self._manager.list_name_plugin() if name != facts.name]
+            for kind, hook in KINDS.items():
+                caller = self._manager.subset_hook_caller(hook, [other for other in others if other is not None])
+                caller(register=self._register_for(kind, facts))
+        except Exception as error:
+            if self._manager.has_plugin(facts.name):
+                self._manager.unregister(name=facts.name)
+            for registry in self.registries.values():
+                registry.remove_plugin(facts.name)
+            raise PluginError(
+                f"plugin {facts.name!r} (distribution {facts.distribution} {facts.version}) is broken: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        self.loaded.append(facts)
+
+    def watch(self, observer: object) -> None:
+        """Let an object with event hooks watch runs."""
+        self._manager.register(observer)
+
+    def emit(self, event: str, **arguments: Any) -> None:
+        """Tell every observer of `ticketkit_<event>`; raises `PluginError` if one answers anything but None."""
+        answers = getattr(self._manager.hook, f"ticketkit_{event}")(**arguments)
+        if answers:
+            raise PluginError(f"observers of ticketkit_{event} must return None, but {answers!r} came; they only watch")
+
+    def choose(self, kind: str, chosen: str | Mapping[str, Any] | Callable[..., Any]) -> Choice:
+        """Return what a user named: `"name"`, `{"name": ..., option: ...}`, or any callable of the right shape."""
+        if isinstance(chosen, str):
+            return self.registries[kind].get(chosen, note=self._broken_note()).configured({})
+        if isinstance(chosen, Mapping):
+            options = dict(chosen)
+            name = options.pop("name", None)
+            if not isinstance(name, str):
+                raise ConfigError(f"{kind} needs a name: {{name: ..., options}}, but {dict(chosen)!r} came")
+            return self.registries[kind].get(name, note=self._broken_note()).configured(options)
+        if callable(chosen):
+            origin = f"python:{getattr(chosen, '__module__', '?')}.{getattr(chosen, '__qualname__', repr(chosen))}"
+            return Choice(chosen, Provenance(entry=origin, version="unversioned"))
+        raise ConfigError(f"{kind} must be a name, a mapping with a name, or a callable, not {chosen!r}")
+
+    def _load(self, point: EntryPoint) -> None:
+        distribution, installed = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
+        try:
+            self.add(_imported(point), LoadedPlugin(point.name, distribution, installed))
+        except PluginError as error:
+            self.broken.append(BrokenPlugin(point.name, distribution, installed, str(error)))
+
+    def _register_for(self, kind: str, facts: LoadedPlugin) -> Callable[..., None]:
+        def register(name: str, obj: Callable[..., Any], *, options: type[BaseModel] | None = None) -> None:
+            if not isinstance(name, str) or not name.isidentifier():
+                raise PluginError(f"{kind} name {name!r} must be letters, digits and underscores")
+            if not callable(obj):
+                raise PluginError(f"{kind} {name!r} must be callable, not {type(obj).__name__}")
+            self.registries[kind].add(Entry(kind, name, obj, options, facts.name, facts.version))
+
+        return register
+
+    def _broken_note(self) -> str:
+        lines = [f"\n  left out: {broken.reason}" for broken in self.broken]
+        return "".join(lines)
+
+
+def _imported(point: EntryPoint) -> object:
+    try:
+        return point.load()
+    except Exception as error:
+        raise PluginError(
+            f"plugin {point.name!r} ({point.value}) cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _wanted(name: str) -> bool:
+    allowed, blocked = os.environ.get(ALLOW), os.environ.get(BLOCK, "")
+    return name not in _names(blocked) and (allowed is None or name in _names(allowed))
+
+
+def _names(listed: str) -> set[str]:
+    return {name.strip() for name in listed.split(",")}

@@ -1,0 +1,65 @@
+"""The state of every random generator that training draws from, captured, restored and written without pickle."""
+
+import json
+import random
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ticketkit.errors import StorageError
+
+
+@dataclass(frozen=True)
+class RngState:
+    """The states of Python's, NumPy's and torch's global generators; torch's for the CPU and every CUDA device."""
+
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...]
+    torch_cpu: torch.Tensor
+    torch_cuda: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def capture(cls) -> Self:
+        """Return a copy of the present states; reading them changes none."""
+        cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else ()
+        numpy = np.random.get_state(legacy=True)
+        return cls(random.getstate(), tuple(numpy), torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        """Put every generator back to the captured state."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch_cpu)
+        if self.torch_cuda and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(list(self.torch_cuda))
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the states as uint8 tensors, for a safetensors file."""
+        version, words, gauss = self.python
+        name, keys, *rest = self.numpy
+        facts = {
+            "python": [version, list(words), gauss],
+            "numpy": [str(name), [int(k) for k in keys], *map(_plain, rest)],
+        }
+        text = torch.frombuffer(bytearray(json.dumps(facts, separators=(",", ":")).encode()), dtype=torch.uint8)
+        cuda = {f"rng/cuda/{index}": state for index, state in enumerate(self.torch_cuda)}
+        return {"rng/torch": self.torch_cpu, "rng/python_numpy": text, **cuda}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> Self:
+        """Return the states that `to_tensors` wrote; raises `StorageError` when they are not there."""
+        try:
+            facts = json.loads(bytes(tensors["rng/python_numpy"].numpy()))
+            cpu = tensors["rng/torch"]
+        except (KeyError, ValueError) as error:
+            raise StorageError(f"the snapshot holds no generator states ({error}); it was not written whole") from error
+        version, words, gauss = facts["python"]
+        name, keys, *rest = facts["numpy"]
+        cuda = tuple(tensors[key] for key in sorted(tensors) if key.startswith("rng/cuda/"))
+        return cls((version, tuple(words), gauss), (name, np.array(keys, np.uint32), *rest), cpu, cuda)
+
+
+def _plain(value: Any) -> int | float:
+    return value if isinstance(value, int | float) else value.item()

@@ -1,0 +1,73 @@
+"""What an experiment needs from a backbone, a corpus and a trainer: the roles that plugins fill."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after one epoch; a trainer reports it, a display shows it.
+
+    `epoch` counts from 1 to `epochs`; `loss` is the mean training loss of the epoch; `metrics` are those of dev.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Bundle(Protocol):
+    """A model with all that belongs to it: features, labels, sample rate. The engine only looks at `module`."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network to train and prune."""
+        ...
+
+
+class Backbone(Protocol):
+    """Builds a `Bundle` from its options; initial weights come from torch's global generator."""
+
+    def __call__(self, *, options: Any) -> Bundle:
+        """Return a freshly initialised bundle."""
+        ...
+
+
+class Corpus(Protocol):
+    """A data set with `train`, `dev` and `test` splits; what an utterance is, is between the corpus and the trainer."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return JSON-able facts for the report: name, utterances and hours of each split, a digest of the content."""
+        ...
+
+
+class CorpusLoader(Protocol):
+    """Finds, checks and opens a corpus by its options."""
+
+    def __call__(self, *, options: Any) -> Corpus:
+        """Return the opened corpus, or raise `DataError` saying what is missing."""
+        ...
+
+
+class Trainer(Protocol):
+    """Trains the bundle it was made for, as often as it is asked; holds no state from one training to the next."""
+
+    def train(self, progress: Callable[[Progress], None]) -> Mapping[str, float]:
+        """Train from the module's present weights; leave in it the weights that dev chose; return their dev metrics."""
+        ...
+
+    def evaluate(self, split: str) -> Mapping[str, float]:
+        """Return the metrics of the module's present weights on `split` (`"dev"` or `"test"`)."""
+        ...
+
+
+class TrainerFactory(Protocol):
+    """Makes a trainer for one bundle and one corpus."""
+
+    def __call__(self, bundle: Any, corpus: Any, *, seed: int, options: Any) -> Trainer:
+        """Return a trainer whose data order and augmentation depend on `seed` alone."""
+        ...

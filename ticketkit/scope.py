@@ -1,0 +1,184 @@
+"""Which parameters can be pruned: a rule over names, resolved once against a model, in a fixed order."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.rnn import RNNBase, RNNCellBase
+from torch.nn.parameter import is_lazy
+
+from ticketkit.errors import ScopeError
+from ticketkit.mask import Mask, Shape, shape_differences
+
+ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The parameters that are masked, scored and counted, in the order of `model.named_parameters()`.
+
+    Each group of tied parameters appears once, under its first name; `aliases` holds the others. `total` counts the
+    weights in scope and `model_total` those of the whole model, tied ones once: every density says which of the two it
+    is a share of.
+    """
+
+    shapes: Mapping[str, Shape]
+    aliases: Mapping[str, tuple[str, ...]]
+    model_total: int
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module, *, include: Iterable[str] | None = None, exclude: Iterable[str] = ()) -> Self:
+        """Return the scope of a model under a rule.
+
+        By default it holds the weight matrices and kernels of Linear, Bilinear, convolutions, recurrent layers and
+        cells (input, recurrent and projection weights of all layers and directions) and attention projections; not
+        biases, norms and embeddings. Patterns are shell globs over parameter names: `include` chooses among these
+        weights, and a full name without wildcards adds a parameter of any kind; `exclude` then removes.
+
+        Raises `ScopeError` when a pattern matches nothing or nothing is left to prune.
+
+        >>> Scope.of(nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 4)), exclude=["0.*"]).shapes
+        {'1.weight_ih_l0': (16, 2), '1.weight_hh_l0': (16, 4)}
+        """
+        groups = tied_groups(model)
+        parameters = dict(model.named_parameters())
+        weights = weight_names(model)
+        include = None if include is None else _patterns(include, "include")
+        exclude = _patterns(exclude, "exclude")
+        chosen = {name for name, names in groups.items() if not weights.isdisjoint(names)}
+        if include is not None:
+            chosen = {name for pattern in include for name in _included(pattern, groups, weights)}
+        for pattern in exclude:
+            matched = {name for name, names in groups.items() if any(fnmatchcase(n, pattern) for n in names)}
+            if not matched:
+                raise ScopeError(_no_match("exclude", pattern, groups))
+            chosen -= matched
+        if not chosen:
+            raise ScopeError(
+                f"nothing to prune: none of the {len(groups)} parameters of {type(model).__name__} left in scope is "
+                "a weight of a Linear, convolution, recurrent or attention layer; include=[...] takes full names"
+            )
+        names = [name for name in groups if name in chosen]
+        _check_prunable({name: parameters[name] for name in names})
+        return cls(
+            shapes={name: tuple(parameters[name].shape) for name in names},
+            aliases={name: tuple(groups[name][1:]) for name in names if len(groups[name]) > 1},
+            model_total=sum(parameters[name].numel() for name in groups if not is_lazy(parameters[name])),
+            include=include,
+            exclude=exclude,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameter names in canonical order."""
+        return tuple(self.shapes)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many weights each parameter has."""
+        return {name: prod(shape) for name, shape in self.shapes.items()}
+
+    @property
+    def total(self) -> int:
+        """How many weights are in scope, tied ones counted once."""
+        return sum(self.sizes.values())
+
+    def ones(self) -> Mask:
+        """Return the mask that keeps every weight in scope."""
+        return Mask.ones(self.shapes, aliases=self.aliases)
+
+    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the detached values of the parameters in scope; they share memory with the model."""
+        return {name: group[0].detach() for name, group in masked_parameters(model, self.shapes).items()}
+
+
+def masked_parameters(model: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, list[nn.Parameter]]:
+    """Return for each name the model's parameter and any tied to it; raise `ScopeError` listing all that do not fit."""
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    found = {name: tuple(parameter.shape) for name, parameter in by_name.items() if name in shapes}
+    if problems := shape_differences(shapes, found):
+        raise ScopeError(f"{type(model).__name__} does not have the masked parameters:\n  " + "\n  ".join(problems))
+    groups = {member: names for names in tied_groups(model).values() for member in names}
+    result = {}
+    for name in shapes:
+        distinct = {id(by_name[member]): by_name[member] for member in [name, *groups[name]]}
+        result[name] = list(distinct.values())
+    return result
+
+
+def tied_groups(model: nn.Module) -> dict[str, list[str]]:
+    """Return first name → all names of every parameter, where names that share one storage form a group."""
+    groups: dict[object, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(_identity(parameter), []).append(name)
+    return {names[0]: names for names in groups.values()}
+
+
+def weight_names(model: nn.Module) -> set[str]:
+    """Return the names of all weight matrices and kernels, whichever of a tied parameter's names that is."""
+    names = set()
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        names |= {f"{prefix}.{leaf}" if prefix else leaf for leaf in _weight_leaves(module)}
+    return names
+
+
+def _weight_leaves(module: nn.Module) -> list[str]:
+    own = [leaf for leaf, _ in module.named_parameters(recurse=False)]
+    if isinstance(module, nn.Linear | nn.Bilinear | _ConvNd):
+        return [leaf for leaf in own if leaf == "weight"]
+    if isinstance(module, RNNBase | RNNCellBase):
+        return [leaf for leaf in own if leaf.startswith("weight_")]
+    if isinstance(module, nn.MultiheadAttention):
+        return [leaf for leaf in own if leaf in ATTENTION_WEIGHTS]
+    return []
+
+
+def _identity(parameter: nn.Parameter) -> object:
+    """Return a key that two parameters share if they are one object or the same view of one storage."""
+    if is_lazy(parameter) or parameter.is_meta or parameter.numel() == 0:
+        return id(parameter)
+    view = (parameter.storage_offset(), tuple(parameter.shape), parameter.stride())
+    return (parameter.device, parameter.untyped_storage().data_ptr(), *view)
+
+
+def _patterns(patterns: Iterable[str], what: str) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        raise ScopeError(f"{what} must be a list of patterns, not the string {patterns!r}; write [{patterns!r}]")
+    return tuple(patterns)
+
+
+def _included(pattern: str, groups: Mapping[str, Sequence[str]], weights: set[str]) -> set[str]:
+    """Return the first names of the groups that an include pattern chooses."""
+    matched = {first: [n for n in names if fnmatchcase(n, pattern)] for first, names in groups.items()}
+    chosen = {first for first, names in matched.items() if pattern in names or not weights.isdisjoint(names)}
+    if chosen:
+        return chosen
+    if others := [name for names in matched.values() for name in names]:
+        raise ScopeError(
+            f"include {pattern!r} matches only parameters that are no weight matrices or kernels: {', '.join(others)}; "
+            "write their full names to prune them all the same"
+        )
+    raise ScopeError(_no_match("include", pattern, groups))
+
+
+def _no_match(what: str, pattern: str, groups: Mapping[str, Sequence[str]]) -> str:
+    names = [name for group in groups.values() for name in group]
+    nearest = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+    hint = f"; nearest: {', '.join(map(repr, nearest))}" if nearest else ""
+    return f"{what} {pattern!r} matched none of {len(names)} parameters{hint}"
+
+
+def _check_prunable(parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        if is_lazy(parameter):
+            raise ScopeError(f"parameter {name!r} is not initialised yet; run the model once on a batch, then prune")
+        if not parameter.dtype.is_floating_point:
+            raise ScopeError(f"parameter {name!r} is {parameter.dtype}; only floating-point weights can be pruned")

@@ -1,0 +1,234 @@
+"""A ticket: a mask, the weights it is rewound to, and where it came from, in one safetensors file.
+
+| tensor | holds |
+|---|---|
+| `mask/<parameter>` | uint8, the packed mask: weight i is bit i % 8 of byte i // 8, C order, padding bits zero |
+| `kept/<parameter>` | the rewind values of the kept weights of a parameter in scope, in flat order (optional) |
+| `parameter/<name>`, `buffer/<name>` | rewind values of everything else (optional) |
+
+One metadata key, `ticketkit`, holds canonical JSON: format, parameters with shapes and counts, aliases, facts and the
+SHA-256 digest of all of it and of every tensor's bytes. Equal tickets give equal bytes. Loading executes nothing and
+checks everything: a flipped byte, a truncation or a renamed tensor raises `TicketError`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ticketkit.errors import MaskError, ScopeError, TicketError
+from ticketkit.mask import Mask, shape_differences
+from ticketkit.rewind import state_tensors
+from ticketkit.scope import masked_parameters
+from ticketkit.storage import canonical_json, write_atomically
+
+FORMAT = 1
+
+
+class Provenance(BaseModel):
+    """Which entry of which plugin was used: `entry` is `plugin:name`, `version` that of its distribution."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    entry: str
+    version: str
+    options: dict[str, Any] = {}
+
+
+class TicketFacts(BaseModel):
+    """Where a ticket came from. Everything is optional: a bare mask is a ticket too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    round: int | None = None
+    seed: int | None = None
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    model_total: int | None = None
+    criterion: Provenance | None = None
+    schedule: Provenance | None = None
+    allocation: Provenance | None = None
+    floor: float | None = None
+    rewind: str | None = None
+    rewound: tuple[str, ...] = ()
+    metrics: dict[str, float] = {}
+    parent: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """A mask with its rewind weights and facts; two tickets are equal when their digests are.
+
+    `weights` maps `parameter/<name>` and `buffer/<name>` to the values the network is rewound to; those of pruned
+    weights are no part of the ticket.
+    """
+
+    mask: Mask
+    weights: Mapping[str, torch.Tensor] | None = None
+    facts: TicketFacts = field(default_factory=TicketFacts)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of facts, mask and kept rewind weights, as 64 hexadecimal digits."""
+        return _digest(self._header(), self._tensors())
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured of the network trained with this mask."""
+        return dict(self.facts.metrics)
+
+    def __repr__(self) -> str:
+        rewind = "no rewind weights" if self.weights is None else f"{len(self.weights)} rewind tensors"
+        return f"Ticket(round {self.facts.round}, {self.mask!r}, {rewind}, metrics {self.facts.metrics})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ticket) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def save(self, path: str | Path) -> None:
+        """Write the ticket, whole or not at all; a file that was there stays intact if writing fails."""
+        header, tensors = self._header(), self._tensors()
+        metadata = {"ticketkit": canonical_json(header | {"digest": _digest(header, tensors)})}
+        write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return the ticket in a file; raises `TicketError` saying what is wrong with it."""
+        path = Path(path)
+        header = _read_header(path)
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise TicketError(f"{path} is damaged: {error}") from error
+        digest = header.pop("digest", None)
+        if _digest(header, tensors) != digest:
+            raise TicketError(f"{path} is damaged: its content does not have the digest it was saved with")
+        try:
+            return cls._from_parts(header, tensors)
+        except (KeyError, ValueError, TypeError, MaskError, ValidationError) as error:
+            raise TicketError(f"{path} is not a well-formed ticket: {error!r}") from error
+
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Rewind a model to this ticket in place and return it: rewind weights if there are any, pruned weights zero.
+
+        Raises `TicketError` listing every name and shape on which model and ticket differ; the model is then untouched.
+        """
+        self._check_fits(model)
+        if self.weights is not None:
+            with torch.no_grad():
+                for key, tensor in state_tensors(model).items():
+                    tensor.copy_(self.weights[key])
+        with torch.no_grad():
+            for name, group in masked_parameters(model, self.mask.shapes).items():
+                for parameter in group:
+                    parameter.masked_fill_(~self.mask[name].to(parameter.device), 0.0)
+        return model
+
+    def verify(self, model: nn.Module) -> None:
+        """Raise `TicketError` unless the ticket fits the model and every pruned weight of it is exactly zero."""
+        self._check_fits(model)
+        broken = {}
+        for name, group in masked_parameters(model, self.mask.shapes).items():
+            pruned = group[0].detach().cpu()[~self.mask[name]]
+            if count := int(torch.count_nonzero(pruned)):
+                broken[name] = count
+        if broken:
+            listed = ", ".join(f"{name}: {count}" for name, count in broken.items())
+            raise TicketError(f"the model does not hold this ticket; pruned weights that are not zero: {listed}")
+
+    def _check_fits(self, model: nn.Module) -> None:
+        try:
+            masked_parameters(model, self.mask.shapes)
+        except ScopeError as error:
+            raise TicketError(f"this ticket is for another architecture: {error}") from error
+        if self.weights is not None:
+            found = {key: tuple(tensor.shape) for key, tensor in state_tensors(model).items()}
+            expected = {key: tuple(tensor.shape) for key, tensor in self.weights.items()}
+            if problems := shape_differences(expected, found):
+                raise TicketError(
+                    f"this ticket is for another architecture than {type(model).__name__}:\n  " + "\n  ".join(problems)
+                )
+
+    def _header(self) -> dict[str, Any]:
+        counts = self.mask.counts
+        return {
+            "format": FORMAT,
+            "parameters": [[name, list(shape), counts[name]] for name, shape in self.mask.shapes.items()],
+            "aliases": {name: list(others) for name, others in self.mask.aliases.items()},
+            "facts": json.loads(self.facts.model_dump_json(exclude_defaults=True)),
+        }
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"mask/{name}": _bytes_tensor(self.mask.bits(name)) for name in self.mask}
+        for key, tensor in (self.weights or {}).items():
+            name = key.removeprefix("parameter/")
+            values = tensor.detach().cpu()
+            if key != name and name in self.mask:
+                tensors[f"kept/{name}"] = values[self.mask[name]].contiguous()
+            else:
+                tensors[key] = values.contiguous()
+        return tensors
+
+    @classmethod
+    def _from_parts(cls, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Self:
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']} is not {FORMAT}; install a ticketkit that reads it")
+        shapes = {name: tuple(shape) for name, shape, _ in header["parameters"]}
+        bits = {name: bytes(tensors.pop(f"mask/{name}").numpy()) for name in shapes}
+        mask = Mask.from_bits(shapes, bits, aliases=header["aliases"])
+        if mask.counts != {name: count for name, _, count in header["parameters"]}:
+            raise ValueError("the masks do not keep as many weights as the header says")
+        for name in [key.removeprefix("kept/") for key in tensors if key.startswith("kept/")]:
+            values = tensors.pop(f"kept/{name}")
+            tensors[f"parameter/{name}"] = values.new_zeros(shapes[name]).masked_scatter_(mask[name], values)
+        if strangers := [key for key in tensors if not key.startswith(("parameter/", "buffer/"))]:
+            raise ValueError(f"unknown tensors {strangers}")
+        return cls(mask, tensors or None, TicketFacts.model_validate(header["facts"]))
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    content = hashlib.sha256(canonical_json(header).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        content.update(canonical_json([key, str(tensor.dtype), list(tensor.shape)]).encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def _bytes_tensor(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """Return the ticket's header after checking that every byte outside the tensors is as `save` writes it."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            text = file.read(min(length, size))
+    except OSError as error:
+        raise TicketError(f"cannot read the ticket {path}: {error}") from error
+    try:
+        layout = json.loads(text)
+        metadata = layout["__metadata__"]
+        end = max((entry["data_offsets"][1] for key, entry in layout.items() if key != "__metadata__"), default=0)
+        header = json.loads(metadata["ticketkit"])
+        spelled = json.dumps(layout, separators=(",", ":"), ensure_ascii=False).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise TicketError(f"{path} is not a ticket, or its header is damaged: {error!r}") from error
+    if size != 8 + length + end:
+        raise TicketError(f"{path} is truncated or damaged: {size} bytes, {8 + length + end} expected")
+    whole = text == spelled + b" " * (-len(spelled) % 8) and len(metadata) == 1
+    if not whole or not isinstance(header, dict) or canonical_json(header) != metadata["ticketkit"]:
+        raise TicketError(f"{path} is damaged: its header is not spelled as ticketkit writes it")
+    return header
