@@ -9,6 +9,10 @@ class ConfigError(TicketkitError):
     """A setting is unknown, out of range, or contradicts another."""
 
 
+class RunError(TicketkitError):
+    """A run failed while it went; its settings were right."""
+
+
 class PluginError(TicketkitError):
     """A plugin is broken, missing, or clashes with another one."""
 
@@ -17,7 +21,7 @@ class ScopeError(TicketkitError):
     """A scope rule, a model or an optimizer does not name the parameters it should."""
 
 
-class ScoreError(TicketkitError):
+class ScoreError(RunError):
     """A criterion returned scores that cannot be ranked."""
 
 
@@ -33,7 +37,7 @@ class TicketError(TicketkitError):
     """A ticket file is damaged, of another format, or made for another model."""
 
 
-class StorageError(TicketkitError):
+class StorageError(RunError):
     """A file or a run directory cannot be written, read or shared."""
 
 

@@ -162,6 +162,12 @@ class IMP:
         """The tickets of the rounds finished so far: mask, rewind weights, metrics; the first is the dense network."""
         return tuple(self._ticket(record) for record in self._records)
 
+    def trained(self, index: int) -> Snapshot:
+        """Return the network at the end of a finished round; only a run with a `run_dir` keeps these."""
+        if self._ledger is None:
+            raise ConfigError("trained networks are kept only on disk; give IMP a run_dir")
+        return self._ledger.trained(self._records[index])
+
     def best(self, metric: str, mode: Mode = "min") -> Ticket:
         """Return the pruned ticket with the best metric; of equals, the sparsest. Raises `ConfigError` without any."""
         chosen = best_record(self._records, metric, mode)

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any, Self
 
 import pluggy
@@ -22,9 +24,10 @@ BLOCK = "TICKETKIT_BLOCK_PLUGINS"
 
 @dataclass(frozen=True)
 class LoadedPlugin:
-    """A plugin that takes part: its name, its distribution and the version of that."""
+    """A plugin that takes part: its name, its import package, its distribution and the version of that."""
 
     name: str
+    package: str
     distribution: str
     version: str
 
@@ -52,7 +55,7 @@ class Plugins:
         self.registries = {kind: Registry(kind) for kind in KINDS}
         self.loaded: list[LoadedPlugin] = []
         self.broken: list[BrokenPlugin] = []
-        self.add(builtin, LoadedPlugin(BUILTIN, "ticketkit", version("ticketkit")))
+        self.add(builtin, LoadedPlugin(BUILTIN, "ticketkit", "ticketkit", version("ticketkit")))
 
     @classmethod
     def discover(cls) -> Self:
@@ -89,6 +92,16 @@ class Plugins:
             ) from error
         self.loaded.append(facts)
 
+    def recipes(self) -> dict[str, Traversable]:
+        """Return the ready configs of all plugins by name: the YAML files in a folder `recipes` of their package."""
+        found: dict[str, Traversable] = {}
+        for package in sorted({plugin.package for plugin in self.loaded}):
+            folder = files(package) / "recipes"
+            if folder.is_dir():
+                yaml = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+                found |= {file.name.removesuffix(".yaml"): file for file in yaml}
+        return found
+
     def watch(self, observer: object) -> None:
         """Let an object with event hooks watch runs."""
         self._manager.register(observer)
@@ -117,7 +130,9 @@ class Plugins:
     def _load(self, point: EntryPoint) -> None:
         distribution, installed = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
         try:
-            self.add(_imported(point), LoadedPlugin(point.name, distribution, installed))
+            self.add(
+                _imported(point), LoadedPlugin(point.name, point.module.partition(".")[0], distribution, installed)
+            )
         except PluginError as error:
             self.broken.append(BrokenPlugin(point.name, distribution, installed, str(error)))
 

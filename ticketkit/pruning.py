@@ -10,7 +10,7 @@ from ticketkit.criterion import ScoreInputs
 from ticketkit.errors import ScoreError
 from ticketkit.mask import Mask
 from ticketkit.registry import Choice
-from ticketkit.select import select
+from ticketkit.selection import select
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -63,3 +65,16 @@ class RngState:
 
 def _plain(value: Any) -> int | float:
     return value if isinstance(value, int | float) else value.item()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators inside the block and put them back to what they were afterwards."""
+    before = RngState.capture()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        before.restore()

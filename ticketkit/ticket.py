@@ -137,14 +137,22 @@ class Ticket:
     def verify(self, model: nn.Module) -> None:
         """Raise `TicketError` unless the ticket fits the model and every pruned weight of it is exactly zero."""
         self._check_fits(model)
-        broken = {}
-        for name, group in masked_parameters(model, self.mask.shapes).items():
-            pruned = group[0].detach().cpu()[~self.mask[name]]
-            if count := int(torch.count_nonzero(pruned)):
-                broken[name] = count
-        if broken:
-            listed = ", ".join(f"{name}: {count}" for name, count in broken.items())
-            raise TicketError(f"the model does not hold this ticket; pruned weights that are not zero: {listed}")
+        groups = masked_parameters(model, self.mask.shapes)
+        _check_pruned(self.mask, {name: group[0] for name, group in groups.items()})
+
+    def verify_file(self, path: str | Path) -> None:
+        """Raise `TicketError` unless every pruned weight is exactly zero in a safetensors file of weights.
+
+        Keys may be parameter names or `parameter/<name>`, as in a run's `trained.safetensors`.
+        """
+        try:
+            tensors = {key.removeprefix("parameter/"): tensor for key, tensor in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise TicketError(f"cannot read weights from {path}: {error}") from error
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name in self.mask}
+        if problems := shape_differences(self.mask.shapes, found):
+            raise TicketError(f"{path} is of another architecture than this ticket:\n  " + "\n  ".join(problems))
+        _check_pruned(self.mask, tensors)
 
     def _check_fits(self, model: nn.Module) -> None:
         try:
@@ -194,6 +202,12 @@ class Ticket:
         if strangers := [key for key in tensors if not key.startswith(("parameter/", "buffer/"))]:
             raise ValueError(f"unknown tensors {strangers}")
         return cls(mask, tensors or None, TicketFacts.model_validate(header["facts"]))
+
+
+def _check_pruned(mask: Mask, tensors: Mapping[str, torch.Tensor]) -> None:
+    counts = {name: int(torch.count_nonzero(tensors[name].detach().cpu()[~mask[name]])) for name in mask}
+    if broken := ", ".join(f"{name}: {count}" for name, count in counts.items() if count):
+        raise TicketError(f"these weights do not hold the ticket; pruned weights that are not zero: {broken}")
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:

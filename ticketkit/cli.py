@@ -1,0 +1,214 @@
+"""The command line: `ticketkit run`, `resume`, `report`, `inspect`, `verify`, `plugins`, `init`.
+
+Exit codes: 0 done, 1 the run failed, 2 bad input. Heavy imports stay inside the commands, so that `--help` is quick.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ticketkit.errors import ConfigError, RunError, TicketkitError
+
+if TYPE_CHECKING:
+    from ticketkit.config import RunConfig
+    from ticketkit.experiment import Results
+    from ticketkit.plugins import Plugins
+
+FAILED, BAD_INPUT = 1, 2
+
+STARTER = """\
+# A starter config: ticketkit run {path} --out runs/first
+seed: 0
+corpus: {{name: spoken_digits}}       # see: ticketkit plugins
+backbone: {{name: cnn_lstm, preset: small}}
+trainer: {{name: ctc, epochs: 10, lr: 0.001}}
+prune:
+  rate: 0.2                          # of what is left, each round
+  rounds: 6                          # or density: 0.05
+  criterion: magnitude_over_init
+  scope: {{include: null, exclude: []}}
+  floor: null                        # the least density of every parameter
+metric: wer
+tolerance: 0.0                       # how much worse than dense on dev a winning ticket may be
+"""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find, prove, move and ship lottery tickets.",
+)
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)")]
+
+
+def main() -> None:
+    """Run the command line: errors become one message and an exit code, warnings one line each."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except TicketkitError as error:
+        if "--debug" in sys.argv:
+            raise
+        errors.print(f"error: {error}", markup=False)
+        sys.exit(FAILED if isinstance(error, RunError) else BAD_INPUT)
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Find, prove, move and ship lottery tickets."""
+
+
+@app.command()
+def run(
+    source: Annotated[str, typer.Argument(help="a recipe's name or a YAML config", metavar="RECIPE_OR_CONFIG")],
+    override: Annotated[list[str], typer.Option("--set", help="override a setting: a.b=value", metavar="A.B=C")] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="run directory [default: runs/<name>]")] = None,
+) -> None:
+    """Run a recipe or config; an interrupted run of the same config goes on."""
+    from ticketkit.config import parse_config, read_settings
+    from ticketkit.plugins import Plugins
+
+    plugins = Plugins.discover()
+    _name_broken(plugins)
+    config = parse_config(read_settings(source, override, plugins.recipes()), plugins)
+    _run(config, out or Path("runs") / Path(source).stem, plugins)
+
+
+@app.command()
+def resume(directory: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
+    """Go on with an interrupted run, with the round it was in; it ends in the same bits."""
+    from ticketkit.experiment import read_config
+    from ticketkit.plugins import Plugins
+
+    plugins = Plugins.discover()
+    _name_broken(plugins)
+    _run(read_config(directory, plugins), directory, plugins)
+
+
+@app.command()
+def report(directories: Annotated[list[Path], typer.Argument(help="run directories")]) -> None:
+    """Show the tables of finished runs and draw their plots; of several runs, one plot in the first directory."""
+    from ticketkit.experiment import Results
+    from ticketkit.report import plot
+
+    runs = [Results.read(directory) for directory in directories]
+    for results, directory in zip(runs, directories, strict=True):
+        _show(results, directory)
+    if len(runs) > 1:
+        for path in plot(runs, directories[0] / "comparison"):
+            console.print(f"wrote {path}")
+
+
+@app.command()
+def inspect(ticket: TicketFile) -> None:
+    """Show what a ticket holds: where it came from, what it keeps, layer by layer."""
+    from ticketkit.ticket import Ticket
+
+    loaded = Ticket.load(ticket)
+    mask, facts = loaded.mask, loaded.facts
+    console.print(f"{ticket}: keeps {mask.kept:,} of {mask.total:,} weights in scope ({mask.density:.2%})")
+    if facts.model_total:
+        kept = facts.model_total - mask.total + mask.kept
+        console.print(f"whole model: {kept:,} of {facts.model_total:,} parameters ({kept / facts.model_total:.2%})")
+    rewind = f"{len(loaded.weights)} tensors" if loaded.weights is not None else "none (the mask alone)"
+    console.print(f"rewind weights: {rewind}\ndigest: {loaded.digest}\nmask digest: {mask.digest}")
+    for name, value in facts.model_dump(mode="json", exclude_defaults=True).items():
+        console.print(f"{name}: {value}")
+    table = Table("parameter", "shape", "kept", "of", "density")
+    for name, shape in mask.shapes.items():
+        row = (str(list(shape)), f"{mask.counts[name]:,}", f"{mask.sizes[name]:,}", f"{mask.densities[name]:.2%}")
+        table.add_row(name, *row)
+    console.print(table)
+
+
+@app.command()
+def verify(
+    ticket: TicketFile,
+    model: Annotated[Path | None, typer.Option(help="weights (.safetensors) that must hold the ticket")] = None,
+) -> None:
+    """Check every byte of a ticket file and, with --model, that pruned weights are exactly zero there."""
+    from ticketkit.ticket import Ticket
+
+    loaded = Ticket.load(ticket)
+    console.print(f"{ticket}: whole; {loaded.mask.kept:,} of {loaded.mask.total:,} weights kept")
+    console.print(f"digest {loaded.digest}")
+    if model is not None:
+        loaded.verify_file(model)
+        console.print(f"{model}: all {loaded.mask.total - loaded.mask.kept:,} pruned weights are exactly zero")
+
+
+@app.command()
+def plugins() -> None:
+    """List plugins and everything they register, with one line each."""
+    from ticketkit.plugins import Plugins
+
+    found = Plugins.discover()
+    console.print("plugins: " + ", ".join(f"{p.name} ({p.distribution} {p.version})" for p in found.loaded))
+    table = Table("kind", "name", "plugin", "what it is")
+    for registry in found.registries.values():
+        for entry in registry:
+            table.add_row(entry.kind, entry.name, entry.plugin, entry.summary)
+    for name in found.recipes():
+        table.add_row("recipe", name, "", f"ticketkit run {name}")
+    console.print(table)
+    _name_broken(found)
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="where to write it")] = Path("ticketkit.yaml")) -> None:
+    """Write a starter config."""
+    from ticketkit.storage import write_text_atomically
+
+    if path.exists():
+        raise ConfigError(f"{path} exists already; choose another name")
+    write_text_atomically(path, STARTER.format(path=path))
+    console.print(f"wrote {path}; now: ticketkit run {path} --out runs/first")
+
+
+def _run(config: "RunConfig", directory: Path, plugins: "Plugins") -> None:
+    from ticketkit.display import Display
+    from ticketkit.experiment import run_experiment
+
+    display = Display(console, config.metric, percent=config.percent)
+    plugins.watch(display)
+    console.print(f"run directory: {directory}")
+    with display.live():
+        results = run_experiment(config, directory, plugins, display.epoch)
+    _show(results, directory)
+    for name in ("best", "extreme"):
+        if (directory / f"{name}.safetensors").exists():
+            console.print(f"ticket: {directory / name}.safetensors")
+
+
+def _show(results: "Results", directory: Path) -> None:
+    from ticketkit.report import conclusion, table, write_report
+
+    console.print(table(results))
+    console.print(conclusion(results))
+    for path in write_report(results, directory):
+        console.print(f"wrote {path}")
+
+
+def _name_broken(plugins: "Plugins") -> None:
+    for broken in plugins.broken:
+        errors.print(f"warning: {broken.reason}; it is left out", markup=False)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line; where it was raised matters to nobody at a command line."""
+    errors.print(f"warning: {message}", markup=False)

@@ -1,0 +1,221 @@
+"""A config run end to end: build, train and prune round by round, choose on dev, then read test once."""
+
+import json
+import logging
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from ticketkit.analysis import best_record, extreme_record, winning_records
+from ticketkit.config import RunConfig, parse_config
+from ticketkit.errors import ConfigError, StorageError
+from ticketkit.imp import IMP
+from ticketkit.ledger import RoundRecord
+from ticketkit.plugins import Plugins
+from ticketkit.rng import seeded
+from ticketkit.roles import Bundle, Progress, Trainer
+from ticketkit.storage import canonical_json, write_text_atomically
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+TEST_FILE = "test.json"
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One round of a report. Densities are shares of 1, metrics in their own unit, `seconds` of training and dev."""
+
+    round: int
+    kept: int
+    scope_density: float
+    model_density: float
+    emptiest: str
+    emptiest_density: float
+    dev: Mapping[str, float]
+    test: Mapping[str, float]
+    winning: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a finished experiment found; `best` and `extreme` are rounds, chosen on dev alone."""
+
+    metric: str
+    mode: str
+    tolerance: float
+    percent: bool
+    rows: tuple[ResultRow, ...]
+    best: int | None
+    extreme: int | None
+    scope_total: int
+    model_total: int
+    config: Mapping[str, Any]
+    corpus: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """Return the results as JSON, for `results.json`."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Return the results in a run directory; raises `StorageError` when there are none."""
+        path = directory / RESULTS_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**content, "rows": tuple(ResultRow(**row) for row in content["rows"])})
+        except FileNotFoundError as error:
+            raise StorageError(f"{directory} holds no {RESULTS_FILE}; finish its run with: ticketkit resume") from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise StorageError(f"{path} is damaged: {error!r}; write it again with: ticketkit resume") from error
+
+
+def run_experiment(
+    config: RunConfig, directory: Path, plugins: Plugins, progress: Callable[[Progress], None]
+) -> Results:
+    """Run a config in a directory, or go on with it there; return the results, which are written there too.
+
+    Dev alone chooses epochs and tickets. Test is read once, after the last round, and reported beside it.
+    """
+    _claim(config, directory)
+    with seeded(config.seed):
+        bundle: Bundle = config.chosen(plugins, "backbone").call()
+        corpus = config.chosen(plugins, "corpus").call()
+        trainer: Trainer = config.chosen(plugins, "trainer").call(bundle, corpus, seed=config.seed)
+        imp = _imp(config, bundle, directory, plugins)
+        for current in imp:
+            current.log(**trainer.train(progress))
+        test = _tested(imp, trainer, directory)
+    results = summarise(config, imp, corpus.describe(), test)
+    _save_tickets(imp, results, directory)
+    write_text_atomically(directory / RESULTS_FILE, results.to_json())
+    return results
+
+
+def read_config(directory: Path, plugins: Plugins) -> RunConfig:
+    """Return the config of the run in a directory; raises `ConfigError` when there is none."""
+    try:
+        settings = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{directory} holds no run ({CONFIG_FILE} is missing); start one with: ticketkit run"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {directory / CONFIG_FILE}: {error}") from error
+    return parse_config(settings, plugins)
+
+
+def summarise(
+    config: RunConfig, imp: IMP, corpus: Mapping[str, Any], test: Mapping[int, Mapping[str, float]]
+) -> Results:
+    """Return the results of the finished rounds: which win on dev, and what test says of each."""
+    records = imp.records
+    winners = {record.index for record in winning_records(records, config.metric, config.mode, config.tolerance)}
+    best = best_record(records, config.metric, config.mode)
+    extreme = extreme_record(records, config.metric, config.mode, config.tolerance)
+    return Results(
+        metric=config.metric,
+        mode=config.mode,
+        tolerance=config.tolerance,
+        percent=config.percent,
+        rows=tuple(_row(record, test[record.index], winning=record.index in winners) for record in records),
+        best=best.index if best else None,
+        extreme=extreme.index if extreme else None,
+        scope_total=imp.scope.total,
+        model_total=imp.scope.model_total,
+        config=config.model_dump(mode="json"),
+        corpus=corpus,
+        environment=environment(),
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Return what a reader needs to judge the times and repeat the bits."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _claim(config: RunConfig, directory: Path) -> None:
+    """Write the config into the directory; raise `ConfigError` listing what differs if another is there."""
+    path = directory / CONFIG_FILE
+    wanted = json.loads(canonical_json(config.model_dump(mode="json")))
+    if not path.exists():
+        write_text_atomically(path, json.dumps(wanted, indent=1))
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found != wanted:
+        lines = [
+            f"{key}: there {found.get(key)!r}, here {wanted.get(key)!r}"
+            for key in wanted
+            if found.get(key) != wanted[key]
+        ]
+        raise ConfigError(
+            f"{directory} holds a run of another config; choose another --out, or go on with it by: "
+            f"ticketkit resume {directory}\n  " + "\n  ".join(lines)
+        )
+
+
+def _imp(config: RunConfig, bundle: Bundle, directory: Path, plugins: Plugins) -> IMP:
+    prune = config.prune
+    return IMP(
+        bundle.module,
+        rate=prune.rate,
+        rounds=prune.rounds,
+        density=prune.density,
+        criterion=prune.criterion,
+        allocation=prune.allocation,
+        schedule=prune.schedule,
+        rewind=prune.rewind,
+        scope=prune.scope.model_dump(),
+        floor=prune.floor,
+        run_dir=directory,
+        seed=config.seed,
+        plugins=plugins,
+    )
+
+
+def _tested(imp: IMP, trainer: Trainer, directory: Path) -> dict[int, dict[str, float]]:
+    """Return the test metrics of every round's trained network, measured once and kept in the run directory."""
+    path = directory / TEST_FILE
+    if path.exists():
+        return {int(index): metrics for index, metrics in json.loads(path.read_text(encoding="utf-8")).items()}
+    test = {}
+    for record in imp.records:
+        imp.trained(record.index).restore_tensors(imp.model)
+        test[record.index] = dict(trainer.evaluate("test"))
+        logger.info("round %d: test %s", record.index, test[record.index])
+    write_text_atomically(path, json.dumps(test, indent=1))
+    return test
+
+
+def _save_tickets(imp: IMP, results: Results, directory: Path) -> None:
+    for name, index in (("best", results.best), ("extreme", results.extreme)):
+        if index is not None:
+            imp.tickets[index].save(directory / f"{name}.safetensors")
+
+
+def _row(record: RoundRecord, test: Mapping[str, float], *, winning: bool) -> ResultRow:
+    emptiest, emptiest_density = record.emptiest
+    return ResultRow(
+        round=record.index,
+        kept=record.kept,
+        scope_density=record.density,
+        model_density=record.model_density,
+        emptiest=emptiest,
+        emptiest_density=emptiest_density,
+        dev=record.metrics,
+        test=test,
+        winning=winning,
+        seconds=record.seconds,
+    )
