@@ -83,6 +83,9 @@ class Mask(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._shapes)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
     def bits(self, name: str) -> bytes:
         """Return the packed bits of one parameter: weight i is bit i % 8 of byte i // 8."""
         return self._bits[name]

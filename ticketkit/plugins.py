@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from typing import Any, Self
 
 import pluggy
@@ -95,8 +96,11 @@ class Plugins:
     def recipes(self) -> dict[str, Traversable]:
         """Return the ready configs of all plugins by name: the YAML files in a folder `recipes` of their package."""
         found: dict[str, Traversable] = {}
-        for package in sorted({plugin.package for plugin in self.loaded}):
-            folder = files(package) / "recipes"
+        for name in sorted({plugin.package for plugin in self.loaded}):
+            package = find_spec(name)
+            if package is None or package.submodule_search_locations is None:
+                continue  # a plugin that is a single file carries no recipes
+            folder = files(name) / "recipes"
             if folder.is_dir():
                 yaml = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
                 found |= {file.name.removesuffix(".yaml"): file for file in yaml}

@@ -68,6 +68,8 @@ def select(
     budget = whole_number(keep, "keep")
     if not floors:
         return Mask.from_bits(mask.shapes, _best(_Pool(scores, mask, tuple(mask), dtype), budget), aliases=mask.aliases)
+    if unknown := sorted(floors.keys() - mask.keys()):
+        raise BudgetError(f"floors name parameters that the mask does not cover: {unknown}")
     guaranteed = select(scores, mask, {name: floors.get(name, 0) for name in mask})
     if budget < guaranteed.kept:
         raise BudgetError(f"floors ask for {guaranteed.kept} weights, the budget is {budget}; lower the floors")

@@ -1,0 +1,213 @@
+"""The command line, run as a user runs it: real processes, a real third-party plugin, real files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ticketkit import cli
+
+TOY = Path(__file__).parent / "toy"
+CONFIG = str(TOY / "toy.yaml")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(TOY), "COLUMNS": "160", "NO_COLOR": "1"}
+
+
+def ticketkit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ticketkit", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def in_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run the same `main()` without waiting for another process; return its exit code and what it printed as errors."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["ticketkit", *arguments])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0), capsys.readouterr().err
+
+    monkeypatch.syspath_prepend(str(TOY))
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("finished")
+    result = ticketkit("run", CONFIG, "--out", "run", cwd=directory)
+    assert result.returncode == 0, result.stderr
+    (directory / "stdout.txt").write_text(result.stdout)
+    return directory
+
+
+def test_run_prints_plain_lines_and_a_table_with_a_row_for_every_round(finished: Path) -> None:
+    printed = (finished / "stdout.txt").read_text()
+    assert "round 3/3 (12.5% left)  epoch 2/2  loss" in printed
+    assert "\x1b" not in printed
+    for column in ("scope left", "model left", "emptiest parameter", "dev wer %", "test wer %", "ticket", "time"):
+        assert column in printed
+    assert "Epochs and tickets were chosen on dev; test was read once" in printed
+
+
+def test_run_writes_results_report_plots_and_tickets(finished: Path) -> None:
+    results = json.loads((finished / "run" / "results.json").read_text())
+    assert [row["kept"] for row in results["rows"]] == [240, 120, 60, 30]
+    assert all(set(row["test"]) == {"wer"} for row in results["rows"])
+    assert results["corpus"] == {"name": "majority", "examples": 64}
+    for name in ("report.md", "report.png", "report.svg", "best.safetensors", "config.json", "test.json"):
+        assert (finished / "run" / name).stat().st_size > 0, name
+
+
+def test_report_of_a_finished_run_repeats_its_table(finished: Path) -> None:
+    result = ticketkit("report", "run", cwd=finished)
+    assert result.returncode == 0, result.stderr
+    assert "mlp on majority, pruned by magnitude: 240 weights in scope of 266, seed 3 (one seed)" in result.stdout
+
+
+def test_resume_of_a_finished_run_trains_nothing_and_changes_no_result(finished: Path) -> None:
+    before = (finished / "run" / "results.json").read_bytes()
+    result = ticketkit("resume", "run", cwd=finished)
+    assert result.returncode == 0, result.stderr
+    assert "going on: 4 of 4 rounds are done" in result.stdout
+    assert "epoch" not in result.stdout.replace("Epochs", "")
+    assert (finished / "run" / "results.json").read_bytes() == before
+
+
+def test_inspect_shows_origin_and_layers(finished: Path) -> None:
+    result = ticketkit("inspect", "run/best.safetensors", cwd=finished)
+    assert result.returncode == 0, result.stderr
+    assert "builtin:magnitude" in result.stdout
+    assert "0.weight" in result.stdout
+    assert "3.weight" in result.stdout
+
+
+def test_verify_accepts_its_own_round_and_refuses_another_rounds_weights(finished: Path) -> None:
+    ticket = "run/rounds/002/ticket.safetensors"
+    own = ticketkit("verify", ticket, "--model", "run/rounds/002/trained.safetensors", cwd=finished)
+    assert own.returncode == 0, own.stderr
+    assert "all 180 pruned weights are exactly zero" in own.stdout
+    other = ticketkit("verify", ticket, "--model", "run/rounds/001/trained.safetensors", cwd=finished)
+    assert other.returncode == 2
+    assert "pruned weights that are not zero" in other.stderr
+
+
+def test_sigkill_between_and_inside_rounds_then_resume_gives_the_same_tickets(finished: Path, tmp_path: Path) -> None:
+    for committed in (0, 1, 3):
+        out = tmp_path / f"killed-{committed}"
+        command = [sys.executable, "-m", "ticketkit", "run", CONFIG, "--out", str(out)]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+        wanted = out / "rounds" / f"{committed:03d}" / "record.json"
+        while not wanted.exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        result = ticketkit("resume", str(out), cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        for name in [f"rounds/{index:03d}/ticket.safetensors" for index in range(4)] + ["best.safetensors"]:
+            assert (out / name).read_bytes() == (finished / "run" / name).read_bytes(), name
+        rows = [json.loads((run / "results.json").read_text())["rows"] for run in (out, finished / "run")]
+        assert [{**row, "seconds": 0} for row in rows[0]] == [{**row, "seconds": 0} for row in rows[1]]
+
+
+def test_plugins_lists_entries_and_who_brought_them(tmp_path: Path) -> None:
+    result = ticketkit("plugins", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "toy (toy-plugin 1.2)" in result.stdout
+    for name in ("magnitude_over_init", "signed", "majority", "cnn_lstm", "fsdd", "spoken_digits"):
+        assert name in result.stdout
+
+
+def test_init_writes_a_config_that_run_accepts_and_never_overwrites(tmp_path: Path) -> None:
+    assert ticketkit("init", "mine.yaml", cwd=tmp_path).returncode == 0
+    again = ticketkit("init", "mine.yaml", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    from ticketkit.config import parse_config, read_settings
+    from ticketkit.plugins import Plugins
+
+    plugins = Plugins.discover()
+    assert parse_config(read_settings(str(tmp_path / "mine.yaml"), [], plugins.recipes()), plugins).prune.rounds == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "spoken_digit"], 2, "did you mean 'spoken_digits'?"),
+        (["run", CONFIG, "--set", "prune.criterion=magnitud"], 2, "did you mean 'magnitude'?"),
+        (["run", CONFIG, "--set", "prune.rate=1.5"], 2, "strictly between 0 and 1"),
+        (["run", CONFIG, "--set", "nonsense"], 2, "--set takes a.b=value"),
+        (["run", CONFIG, "--set", "prune.scope.include=[encoder.*]"], 2, "'encoder.*' matched none of 4 parameters"),
+        (["run", CONFIG, "--set", "trainer.diverge_in_round=0"], 1, "score of parameter '0.weight' is nan"),
+        (["resume", "nowhere"], 2, "nowhere holds no run"),
+        (["report", "nowhere"], 1, "nowhere holds no results.json"),
+        (["inspect", "nothing.safetensors"], 2, "cannot read the ticket nothing.safetensors"),
+    ],
+)
+def test_bad_input_is_one_message_and_an_exit_code(
+    arguments: list[str], code: int, message: str, in_process: Callable[..., tuple[int, str]]
+) -> None:
+    returned, printed = in_process(*arguments)
+    assert returned == code, printed
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = ticketkit("--debug", "resume", "nowhere", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_all_faults_of_a_config_come_at_once(in_process: Callable[..., tuple[int, str]]) -> None:
+    faults = ["--set", "colour=1", "--set", "backbone.hiden=3", "--set", "prune.rate=0", "--set", "corpus=majorty"]
+    returned, printed = in_process("run", CONFIG, *faults)
+    assert returned == 2
+    for message in (
+        "the config has 4 faults",
+        "colour",
+        "hiden",
+        "strictly between 0 and 1",
+        "did you mean 'majority'?",
+    ):
+        assert message in printed
+
+
+def test_a_directory_with_another_config_is_refused_and_keeps_its_run(finished: Path) -> None:
+    before = (finished / "run" / "results.json").read_bytes()
+    result = ticketkit("run", CONFIG, "--set", "seed=4", "--out", "run", cwd=finished)
+    assert result.returncode == 2
+    assert "seed: there 3, here 4" in result.stderr
+    assert (finished / "run" / "results.json").read_bytes() == before
+
+
+def test_a_full_disk_is_a_clear_error_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    command = f'ulimit -f 8; exec "{sys.executable}" -m ticketkit run "{CONFIG}" --set backbone.hidden=600 --out run'
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1, result.stderr
+    assert "cannot write" in result.stderr
+    assert not list(tmp_path.rglob("*.partial"))
+    assert ticketkit("resume", "run", cwd=tmp_path).returncode == 0
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys, typer.testing, ticketkit.cli as cli;"
+        "typer.testing.CliRunner().invoke(cli.app, ['--help']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

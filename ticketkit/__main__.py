@@ -1,0 +1,5 @@
+"""`python -m ticketkit` is `ticketkit`."""
+
+from ticketkit.cli import main
+
+main()
