@@ -98,6 +98,6 @@ def floor_counts(shapes: Mapping[str, tuple[int, ...]], density: float | None) -
     """Return the least number of weights each parameter keeps when `density` of it must stay (rounded up)."""
     if density is None:
         return {}
-    if isinstance(density, bool) or not 0 <= density < 1:
+    if isinstance(density, bool) or not isinstance(density, int | float) or not 0 <= density < 1:
         raise ConfigError(f"floor must be a density from 0 to below 1 (0.01 keeps 1 % of each), not {density!r}")
     return {name: ceil(Fraction(str(density)) * prod(shape)) for name, shape in shapes.items()}

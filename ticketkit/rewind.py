@@ -13,13 +13,14 @@ its random numbers; the optimizer, its learning-rate schedule and a gradient sca
 | optimizer | moments, learning-rate schedule, scaler | a fresh one each round |
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -27,7 +28,7 @@ from ticketkit.errors import ScopeError, StorageError
 from ticketkit.mask import shape_differences
 from ticketkit.rng import RngState
 from ticketkit.scope import tied_groups
-from ticketkit.storage import write_atomically
+from ticketkit.storage import canonical_json, write_atomically
 
 CONTRACT = ("weights", "other_parameters", "buffers", "gradients", "rng", "optimizer")
 
@@ -75,17 +76,22 @@ class Snapshot:
         return {key.removeprefix("parameter/"): t for key, t in self.tensors.items() if key.startswith("parameter/")}
 
     def save(self, path: Path) -> None:
-        """Write the snapshot as one safetensors file, whole or not at all."""
+        """Write the snapshot as one safetensors file, whole or not at all, with a digest of its content."""
         tensors = {key: tensor.contiguous() for key, tensor in self.tensors.items()} | self.rng.to_tensors()
-        write_atomically(path, lambda temporary: save_file(tensors, temporary))
+        metadata = {"ticketkit": content_digest("snapshot", tensors)}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Return the snapshot in a file; raises `StorageError` if it is missing or damaged."""
         try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"cannot read the snapshot {path}: {error}") from error
+        if metadata.get("ticketkit") != content_digest("snapshot", tensors):
+            raise StorageError(f"the snapshot {path} is damaged: its content does not have the digest it was saved with")
         rng = RngState.from_tensors(tensors)
         return cls({key: tensor for key, tensor in tensors.items() if not key.startswith("rng/")}, rng)
 
@@ -95,3 +101,13 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     parameters = dict(model.named_parameters())
     tensors: dict[str, torch.Tensor] = {f"parameter/{name}": parameters[name] for name in tied_groups(model)}
     return tensors | {f"buffer/{name}": buffer for name, buffer in model.named_buffers()}
+
+
+def content_digest(header: Any, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over a JSON value and the names, dtypes, shapes and bytes of CPU tensors, in hexadecimal."""
+    content = hashlib.sha256(canonical_json(header).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        content.update(canonical_json([key, str(tensor.dtype), list(tensor.shape)]).encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()

@@ -59,7 +59,8 @@ class RngState:
             raise StorageError(f"the snapshot holds no generator states ({error}); it was not written whole") from error
         version, words, gauss = facts["python"]
         name, keys, *rest = facts["numpy"]
-        cuda = tuple(tensors[key] for key in sorted(tensors) if key.startswith("rng/cuda/"))
+        devices = sum(key.startswith("rng/cuda/") for key in tensors)
+        cuda = tuple(tensors[f"rng/cuda/{index}"] for index in range(devices))
         return cls((version, tuple(words), gauss), (name, np.array(keys, np.uint32), *rest), cpu, cuda)
 
 

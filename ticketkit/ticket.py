@@ -16,10 +16,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -29,8 +29,6 @@ from ticketkit.mask import Mask, shape_differences
 from ticketkit.rewind import state_tensors
 from ticketkit.scope import masked_parameters
 from ticketkit.storage import canonical_json, write_atomically
-
-FORMAT = 1
 
 
 class Provenance(BaseModel):
@@ -61,6 +59,24 @@ class TicketFacts(BaseModel):
     rewound: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
     parent: str | None = None
+
+
+class TicketHeader(BaseModel):
+    """The JSON in the file's one metadata key; `docs/ticket.schema.json` is its schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    parameters: tuple[tuple[str, tuple[int, ...], int], ...]
+    """Name, shape and number of kept weights of every parameter in scope, in canonical order."""
+    aliases: dict[str, tuple[str, ...]]
+    facts: TicketFacts
+    digest: str | None = None
+    """SHA-256 of the header without this field, and of every tensor's name, dtype, shape and bytes."""
+
+    def to_json(self) -> str:
+        """Return canonical JSON, without what has its default value."""
+        return canonical_json({"format": self.format, **json.loads(self.model_dump_json(exclude_defaults=True))})
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +114,7 @@ class Ticket:
     def save(self, path: str | Path) -> None:
         """Write the ticket, whole or not at all; a file that was there stays intact if writing fails."""
         header, tensors = self._header(), self._tensors()
-        metadata = {"ticketkit": canonical_json(header | {"digest": _digest(header, tensors)})}
+        metadata = {"ticketkit": header.model_copy(update={"digest": _digest(header, tensors)}).to_json()}
         write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
     @classmethod
@@ -110,12 +126,11 @@ class Ticket:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise TicketError(f"{path} is damaged: {error}") from error
-        digest = header.pop("digest", None)
-        if _digest(header, tensors) != digest:
+        if _digest(header.model_copy(update={"digest": None}), tensors) != header.digest:
             raise TicketError(f"{path} is damaged: its content does not have the digest it was saved with")
         try:
             return cls._from_parts(header, tensors)
-        except (KeyError, ValueError, TypeError, MaskError, ValidationError) as error:
+        except (KeyError, ValueError, TypeError, MaskError) as error:
             raise TicketError(f"{path} is not a well-formed ticket: {error!r}") from error
 
     def apply_(self, model: nn.Module) -> nn.Module:
@@ -167,14 +182,10 @@ class Ticket:
                     f"this ticket is for another architecture than {type(model).__name__}:\n  " + "\n  ".join(problems)
                 )
 
-    def _header(self) -> dict[str, Any]:
+    def _header(self) -> TicketHeader:
         counts = self.mask.counts
-        return {
-            "format": FORMAT,
-            "parameters": [[name, list(shape), counts[name]] for name, shape in self.mask.shapes.items()],
-            "aliases": {name: list(others) for name, others in self.mask.aliases.items()},
-            "facts": json.loads(self.facts.model_dump_json(exclude_defaults=True)),
-        }
+        parameters = tuple((name, shape, counts[name]) for name, shape in self.mask.shapes.items())
+        return TicketHeader(parameters=parameters, aliases=self.mask.aliases, facts=self.facts)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {f"mask/{name}": _bytes_tensor(self.mask.bits(name)) for name in self.mask}
@@ -188,20 +199,18 @@ class Ticket:
         return tensors
 
     @classmethod
-    def _from_parts(cls, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Self:
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']} is not {FORMAT}; install a ticketkit that reads it")
-        shapes = {name: tuple(shape) for name, shape, _ in header["parameters"]}
+    def _from_parts(cls, header: TicketHeader, tensors: dict[str, torch.Tensor]) -> Self:
+        shapes = {name: shape for name, shape, _ in header.parameters}
         bits = {name: bytes(tensors.pop(f"mask/{name}").numpy()) for name in shapes}
-        mask = Mask.from_bits(shapes, bits, aliases=header["aliases"])
-        if mask.counts != {name: count for name, _, count in header["parameters"]}:
+        mask = Mask.from_bits(shapes, bits, aliases=header.aliases)
+        if mask.counts != {name: count for name, _, count in header.parameters}:
             raise ValueError("the masks do not keep as many weights as the header says")
         for name in [key.removeprefix("kept/") for key in tensors if key.startswith("kept/")]:
             values = tensors.pop(f"kept/{name}")
             tensors[f"parameter/{name}"] = values.new_zeros(shapes[name]).masked_scatter_(mask[name], values)
         if strangers := [key for key in tensors if not key.startswith(("parameter/", "buffer/"))]:
             raise ValueError(f"unknown tensors {strangers}")
-        return cls(mask, tensors or None, TicketFacts.model_validate(header["facts"]))
+        return cls(mask, tensors or None, header.facts)
 
 
 def _check_pruned(mask: Mask, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -210,8 +219,8 @@ def _check_pruned(mask: Mask, tensors: Mapping[str, torch.Tensor]) -> None:
         raise TicketError(f"these weights do not hold the ticket; pruned weights that are not zero: {broken}")
 
 
-def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    content = hashlib.sha256(canonical_json(header).encode())
+def _digest(header: TicketHeader, tensors: Mapping[str, torch.Tensor]) -> str:
+    content = hashlib.sha256(header.to_json().encode())
     for key in sorted(tensors):
         tensor = tensors[key]
         content.update(canonical_json([key, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -223,7 +232,7 @@ def _bytes_tensor(content: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def _read_header(path: Path) -> TicketHeader:
     """Return the ticket's header after checking that every byte outside the tensors is as `save` writes it."""
     try:
         with path.open("rb") as file:
@@ -236,13 +245,13 @@ def _read_header(path: Path) -> dict[str, Any]:
         layout = json.loads(text)
         metadata = layout["__metadata__"]
         end = max((entry["data_offsets"][1] for key, entry in layout.items() if key != "__metadata__"), default=0)
-        header = json.loads(metadata["ticketkit"])
+        header = TicketHeader.model_validate_json(metadata["ticketkit"])
         spelled = json.dumps(layout, separators=(",", ":"), ensure_ascii=False).encode()
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise TicketError(f"{path} is not a ticket, or its header is damaged: {error!r}") from error
     if size != 8 + length + end:
         raise TicketError(f"{path} is truncated or damaged: {size} bytes, {8 + length + end} expected")
     whole = text == spelled + b" " * (-len(spelled) % 8) and len(metadata) == 1
-    if not whole or not isinstance(header, dict) or canonical_json(header) != metadata["ticketkit"]:
+    if not whole or header.to_json() != metadata["ticketkit"]:
         raise TicketError(f"{path} is damaged: its header is not spelled as ticketkit writes it")
     return header
