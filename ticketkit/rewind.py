@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -91,7 +91,9 @@ class Snapshot:
         except (OSError, SafetensorError) as error:
             raise StorageError(f"cannot read the snapshot {path}: {error}") from error
         if metadata.get("ticketkit") != content_digest("snapshot", tensors):
-            raise StorageError(f"the snapshot {path} is damaged: its content does not have the digest it was saved with")
+            raise StorageError(
+                f"the snapshot {path} is damaged: its content does not have the digest it was saved with"
+            )
         rng = RngState.from_tensors(tensors)
         return cls({key: tensor for key, tensor in tensors.items() if not key.startswith("rng/")}, rng)
 
@@ -103,9 +105,9 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return tensors | {f"buffer/{name}": buffer for name, buffer in model.named_buffers()}
 
 
-def content_digest(header: Any, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 over a JSON value and the names, dtypes, shapes and bytes of CPU tensors, in hexadecimal."""
-    content = hashlib.sha256(canonical_json(header).encode())
+def content_digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over a text and the names, dtypes, shapes and bytes of CPU tensors, in hexadecimal."""
+    content = hashlib.sha256(header.encode())
     for key in sorted(tensors):
         tensor = tensors[key]
         content.update(canonical_json([key, str(tensor.dtype), list(tensor.shape)]).encode())

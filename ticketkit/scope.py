@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from math import prod
 from typing import Self
 
@@ -67,7 +68,9 @@ class Scope:
                 "a weight of a Linear, convolution, recurrent or attention layer; include=[...] takes full names"
             )
         names = [name for name in groups if name in chosen]
-        _check_prunable({name: parameters[name] for name in names})
+        chosen_parameters = {name: parameters[name] for name in names}
+        _check_prunable(chosen_parameters)
+        _check_separate(chosen_parameters)
         return cls(
             shapes={name: tuple(parameters[name].shape) for name in names},
             aliases={name: tuple(groups[name][1:]) for name in names if len(groups[name]) > 1},
@@ -182,3 +185,21 @@ def _check_prunable(parameters: Mapping[str, nn.Parameter]) -> None:
             raise ScopeError(f"parameter {name!r} is not initialised yet; run the model once on a batch, then prune")
         if not parameter.dtype.is_floating_point:
             raise ScopeError(f"parameter {name!r} is {parameter.dtype}; only floating-point weights can be pruned")
+
+
+def _check_separate(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise `ScopeError` for two parameters that share memory without being the same view of it, such as w and w.T."""
+    spans: dict[object, list[tuple[int, int, str]]] = {}
+    for name, parameter in parameters.items():
+        if parameter.numel() and not parameter.is_meta:
+            reach = sum((size - 1) * step for size, step in zip(parameter.shape, parameter.stride(), strict=True))
+            memory = (parameter.device, parameter.untyped_storage().data_ptr())
+            spans.setdefault(memory, []).append((parameter.storage_offset(), parameter.storage_offset() + reach, name))
+    for found in spans.values():
+        found.sort()
+        for (_, last, one), (first, _, other) in pairwise(found):
+            if first <= last:
+                raise ScopeError(
+                    f"parameters {one!r} and {other!r} overlap in memory without being one tensor; a mask cannot hold "
+                    "both, so exclude one of them or tie them as the same parameter"
+                )

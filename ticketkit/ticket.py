@@ -11,7 +11,6 @@ SHA-256 digest of all of it and of every tensor's bytes. Equal tickets give equa
 checks everything: a flipped byte, a truncation or a renamed tensor raises `TicketError`.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from torch import nn
 
 from ticketkit.errors import MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask, shape_differences
-from ticketkit.rewind import state_tensors
+from ticketkit.rewind import content_digest, state_tensors
 from ticketkit.scope import masked_parameters
 from ticketkit.storage import canonical_json, write_atomically
 
@@ -220,12 +219,7 @@ def _check_pruned(mask: Mask, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _digest(header: TicketHeader, tensors: Mapping[str, torch.Tensor]) -> str:
-    content = hashlib.sha256(header.to_json().encode())
-    for key in sorted(tensors):
-        tensor = tensors[key]
-        content.update(canonical_json([key, str(tensor.dtype), list(tensor.shape)]).encode())
-        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return content.hexdigest()
+    return content_digest(header.to_json(), tensors)
 
 
 def _bytes_tensor(content: bytes) -> torch.Tensor:
@@ -247,11 +241,13 @@ def _read_header(path: Path) -> TicketHeader:
         end = max((entry["data_offsets"][1] for key, entry in layout.items() if key != "__metadata__"), default=0)
         header = TicketHeader.model_validate_json(metadata["ticketkit"])
         spelled = json.dumps(layout, separators=(",", ":"), ensure_ascii=False).encode()
+        expected = 8 + length + end
+        whole = text == spelled + b" " * (-len(spelled) % 8) and len(metadata) == 1
+        whole = whole and header.to_json() == metadata["ticketkit"]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise TicketError(f"{path} is not a ticket, or its header is damaged: {error!r}") from error
-    if size != 8 + length + end:
-        raise TicketError(f"{path} is truncated or damaged: {size} bytes, {8 + length + end} expected")
-    whole = text == spelled + b" " * (-len(spelled) % 8) and len(metadata) == 1
-    if not whole or header.to_json() != metadata["ticketkit"]:
+    if size != expected:
+        raise TicketError(f"{path} is truncated or damaged: {size} bytes, {expected} expected")
+    if not whole:
         raise TicketError(f"{path} is damaged: its header is not spelled as ticketkit writes it")
     return header
