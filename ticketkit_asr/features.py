@@ -40,13 +40,19 @@ class FeatureExtractor:
         if len(waveform) < needed:
             raise DataError(f"{len(waveform)} samples are too few for features; at least {needed} are needed")
         magnitude: Tensor = _transform(self.options, self.sample_rate)(waveform)  # (bins, frames)
-        return standardised(_compressed(magnitude, self.options).T.contiguous())
+        features = _compressed(magnitude, self.options).T.contiguous()
+        return standardised(centred_by_bin(features) if self.options.centre == "bin" else features)
 
 
 def standardised(features: Tensor) -> Tensor:
     """Return the features shifted and scaled to mean 0 and deviation 1; constant features become zeros."""
     centred = features - features.mean()
     return centred / centred.square().mean().sqrt().clamp_min(1e-5)
+
+
+def centred_by_bin(features: Tensor) -> Tensor:
+    """Return the features (frames, bins) without each bin's mean over the utterance."""
+    return features - features.mean(0)
 
 
 def _compressed(magnitude: Tensor, options: FeatureOptions) -> Tensor:

@@ -22,6 +22,8 @@ class FeatureOptions(BaseModel):
     """From one frame to the next, in milliseconds."""
     mels: PositiveInt = 40
     """Mel bands of `log_mel`."""
+    centre: Literal["utterance", "bin"] = "utterance"
+    """Subtract the utterance's mean, as in the paper, or each bin's own mean, which cancels microphone and timbre."""
 
     def window(self, sample_rate: int) -> int:
         """Return the samples in a window."""
@@ -66,7 +68,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "small": {
         "sample_rate": 8_000,
-        "features": {"kind": "log_mel"},
+        "features": {"kind": "log_mel", "centre": "bin"},
         "convs": (
             {"channels": 16, "kernel": (11, 11), "stride": (2, 2)},
             {"channels": 16, "kernel": (7, 7), "stride": (2, 2)},

@@ -1,0 +1,312 @@
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from ticketkit import IMP, ConfigError, PluginError, Plugins, hookimpl, hookspecs
+from ticketkit.plugins import LoadedPlugin
+from ticketkit.registry import KINDS
+from ticketkit.testing import mlp
+
+FACTS = LoadedPlugin("mine", "mine", "mine-dist", "3.1")
+
+
+def plugin(**hooks: Callable[..., Any]) -> types.ModuleType:
+    module = types.ModuleType("mine")
+    for name, hook in hooks.items():
+        setattr(module, name, hookimpl(hook))
+    return module
+
+
+def test_builtins_register_through_the_hooks() -> None:
+    plugins = Plugins()
+    names = {kind: [entry.name for entry in registry] for kind, registry in plugins.registries.items()}
+    assert names["criterion"] == ["magnitude", "magnitude_over_init", "random"]
+    assert names["schedule"] == ["geometric"]
+    assert names["allocation"] == ["global", "uniform"]
+    assert {entry.plugin for registry in plugins.registries.values() for entry in registry} == {"builtin"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_registered_through_its_hook(kind: str) -> None:
+    plugins = Plugins()
+    plugins.add(plugin(**{KINDS[kind]: lambda register: register("mine", print)}), FACTS)
+    entry = plugins.registries[kind].get("mine")
+    assert (entry.kind, entry.plugin, entry.version) == (kind, "mine", "3.1")
+    choice = plugins.choose(kind, "mine")
+    assert (choice.call, choice.provenance.entry, choice.provenance.version) == (print, "mine:mine", "3.1")
+
+
+def test_every_hook_specification_is_a_registration_or_an_event() -> None:
+    specified = {name for name in vars(hookspecs) if name.startswith("ticketkit_")}
+    events = {"ticketkit_run_start", "ticketkit_round_start", "ticketkit_round_end", "ticketkit_run_end"}
+    assert events <= specified
+    registrations = {name for name in specified if name.startswith("ticketkit_register_")}
+    assert set(KINDS.values()) <= registrations
+    assert all(getattr(hookspecs, name).__doc__ for name in specified)
+
+
+class Strength(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    power: int = 1
+
+
+def powered(inputs: Any, *, options: Strength) -> dict[str, torch.Tensor]:
+    return {name: w.abs() ** options.power for name, w in inputs.weights.items()}
+
+
+def test_a_choice_may_be_a_name_a_mapping_or_a_callable() -> None:
+    plugins = Plugins()
+    plugins.add(
+        plugin(ticketkit_register_criteria=lambda register: register("powered", powered, options=Strength)), FACTS
+    )
+    assert plugins.choose("criterion", "powered").provenance.options == {}
+    assert plugins.choose("criterion", {"name": "powered", "power": 3}).provenance.options == {"power": 3}
+    direct = plugins.choose("criterion", powered)
+    assert direct.call is powered
+    assert direct.provenance.entry == f"python:{__name__}.powered"
+    for wrong, message in [(7, "must be a name"), ({"power": 3}, "needs a name"), ("power", "did you mean 'powered'")]:
+        with pytest.raises(ConfigError, match=message):
+            plugins.choose("criterion", wrong)
+
+
+def raises(register: Callable[..., None]) -> None:
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        ({"ticketkit_register_criteria": lambda register: register("magnitude", print)}, "plugin 'builtin'"),
+        ({"ticketkit_register_criteria": lambda register: register("no name", print)}, "letters, digits"),
+        ({"ticketkit_register_criteria": lambda register: register("x", 3)}, "must be callable, not int"),
+        ({"ticketkit_register_criteria": raises}, "RuntimeError: boom"),
+        ({"ticketkit_register_criterion": lambda register: None}, "ticketkit_register_criterion"),
+        ({"ticketkit_register_criteria": lambda registrar: None}, "registrar"),
+    ],
+)
+def test_a_broken_plugin_is_named_and_leaves_no_trace(hooks: dict[str, Callable[..., Any]], message: str) -> None:
+    plugins = Plugins()
+    good = {"ticketkit_register_schedules": lambda register: register("extra", print)}
+    with pytest.raises(PluginError, match=message) as caught:
+        plugins.add(plugin(**good, **hooks), FACTS)
+    assert "'mine' (distribution mine-dist 3.1)" in str(caught.value)
+    assert [facts.name for facts in plugins.loaded] == ["builtin"]
+    assert {e.plugin for registry in plugins.registries.values() for e in registry} == {"builtin"}
+    plugins.add(plugin(**good), FACTS)
+    assert [facts.name for facts in plugins.loaded] == ["builtin", "mine"]
+
+
+def test_a_plugin_registers_once_and_only_for_itself() -> None:
+    plugins, calls = Plugins(), []
+    first = plugin(ticketkit_register_criteria=lambda register: calls.append("first"))
+    second = plugin(ticketkit_register_criteria=lambda register: calls.append("second"))
+    plugins.add(first, FACTS)
+    plugins.add(second, LoadedPlugin("other", "other", "other-dist", "1"))
+    assert calls == ["first", "second"]
+
+
+def test_two_plugins_with_one_name_are_refused() -> None:
+    plugins = Plugins()
+    plugins.add(plugin(), FACTS)
+    with pytest.raises(PluginError, match="two plugins are called 'mine'"):
+        plugins.add(plugin(), FACTS)
+
+
+# Observers
+
+
+def run(*observers: object) -> None:
+    plugins = Plugins()
+    for observer in observers:
+        plugins.watch(observer)
+    model = mlp()
+    for _ in IMP(model, rounds=2, rate=0.5, plugins=plugins):
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def test_observers_see_a_run_from_start_to_end() -> None:
+    seen: list[Any] = []
+    run(
+        plugin(
+            ticketkit_run_start=lambda plan, finished: seen.append(("run_start", plan, finished)),
+            ticketkit_round_start=lambda round: seen.append(("round_start", round.index, round.mask.kept)),
+            ticketkit_round_end=lambda record: seen.append(("round_end", record.index, record.kept)),
+            ticketkit_run_end=lambda records: seen.append(("run_end", len(records))),
+        )
+    )
+    rounds = [(what, i, kept) for i, kept in enumerate((72, 36, 18)) for what in ("round_start", "round_end")]
+    assert seen == [("run_start", (72, 36, 18), 0), *rounds, ("run_end", 3)]
+
+
+@pytest.mark.parametrize("event", ["run_start", "round_start", "round_end", "run_end"])
+def test_an_observer_that_answers_is_refused(event: str) -> None:
+    with pytest.raises(PluginError, match=f"observers of ticketkit_{event} must return None, but"):
+        run(plugin(**{f"ticketkit_{event}": lambda: 0}))
+
+
+def test_an_observer_of_an_unknown_event_is_refused() -> None:
+    plugins = Plugins()
+    with pytest.raises(PluginError, match="ticketkit_round_finished"):
+        plugins.watch(plugin(ticketkit_round_finished=lambda record: None))
+    with pytest.raises(PluginError, match="model"):
+        plugins.watch(plugin(ticketkit_round_end=lambda model: None))
+
+
+def test_an_observer_without_any_hook_is_refused() -> None:
+    with pytest.raises(PluginError, match="watches nothing"):
+        Plugins().watch(types.ModuleType("mute"))
+
+
+# Real distributions
+
+
+def install(folder: Path, name: str, source: str, *, version: str = "1.0", entry: str | None = None) -> None:
+    """Write an importable distribution with an entry point, as pip would leave it in site-packages."""
+    module = name.replace("-", "_")
+    (folder / f"{module}.py").write_text(source)
+    info = folder / f"{module}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[ticketkit]\n{entry or module} = {module}\n")
+
+
+MOVEMENT = """
+import ticketkit
+
+@ticketkit.hookimpl
+def ticketkit_register_criteria(register):
+    register("{name}", movement)
+
+def movement(inputs: ticketkit.ScoreInputs) -> dict[str, ticketkit.Tensor]:
+    return {{name: (w - inputs.initial[name]).abs() for name, w in inputs.weights.items()}}
+"""
+
+
+def python(script: str, folder: Path, **environment: str) -> str:
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+LIST = """
+import ticketkit
+plugins = ticketkit.Plugins.discover()
+for plugin in plugins.loaded:
+    print("loaded", plugin.name, plugin.distribution, plugin.version)
+for plugin in plugins.broken:
+    print("broken", plugin.name, plugin.distribution, plugin.version, plugin.reason)
+"""
+
+
+def test_an_installed_third_party_criterion_decides_a_run(tmp_path: Path) -> None:
+    install(tmp_path, "movement-plugin", MOVEMENT.format(name="movement"), version="2.5")
+    script = """
+import torch, ticketkit
+model = torch.nn.Linear(4, 2, bias=False)
+start = model.weight.detach().clone()
+imp = ticketkit.IMP(model, rate=0.5, rounds=1, criterion="movement")
+for round in imp:
+    with torch.no_grad():
+        model.weight[:, :2] += 1.0
+mask = imp.tickets[1].mask["weight"]
+assert mask.tolist() == [[True, True, False, False]] * 2, mask
+print(imp.tickets[1].facts.criterion.entry, imp.tickets[1].facts.criterion.version)
+"""
+    assert python(script, tmp_path).split() == ["movement_plugin:movement", "2.5"]
+
+
+def test_allow_and_block_lists_choose_plugins(tmp_path: Path) -> None:
+    install(tmp_path, "one-plugin", MOVEMENT.format(name="one"))
+    install(tmp_path, "two-plugin", MOVEMENT.format(name="two"))
+
+    def loaded(**environment: str) -> set[str]:
+        return {line.split()[1] for line in python(LIST, tmp_path, **environment).splitlines()}
+
+    assert {"builtin", "one_plugin", "two_plugin"} <= loaded()
+    assert loaded(TICKETKIT_LOAD_PLUGINS="two_plugin") == {"builtin", "two_plugin"}
+    assert loaded(TICKETKIT_LOAD_PLUGINS="") == {"builtin"}
+    assert "one_plugin" not in loaded(TICKETKIT_BLOCK_PLUGINS="one_plugin, asr")
+    assert loaded(TICKETKIT_LOAD_PLUGINS="one_plugin,two_plugin", TICKETKIT_BLOCK_PLUGINS="one_plugin") == {
+        "builtin",
+        "two_plugin",
+    }
+
+
+def test_a_plugin_that_cannot_be_imported_hurts_only_who_needs_it(tmp_path: Path) -> None:
+    install(tmp_path, "broken-plugin", "import nothing_of_that_name\n", version="0.3")
+    script = f"""
+{LIST}
+import torch
+model = torch.nn.Linear(4, 2)
+ticketkit.IMP(model, rounds=1)
+try:
+    ticketkit.IMP(model, rounds=1, criterion="brokenness")
+except ticketkit.ConfigError as error:
+    print("refused", " ".join(str(error).split()))
+"""
+    lines = python(script, tmp_path, TICKETKIT_BLOCK_PLUGINS="asr").splitlines()
+    assert lines[0].startswith("loaded builtin")
+    assert lines[1].startswith("broken broken_plugin broken-plugin 0.3")
+    assert "ModuleNotFoundError: No module named 'nothing_of_that_name'" in lines[1]
+    assert "unknown criterion 'brokenness'" in lines[2]
+    assert "nothing_of_that_name" in lines[2]
+
+
+def test_a_name_that_two_distributions_register_cannot_be_chosen(tmp_path: Path) -> None:
+    install(tmp_path, "zz-plugin", MOVEMENT.format(name="movement"))
+    alone = "import ticketkit; print(ticketkit.Plugins.discover().choose('criterion', 'movement').provenance.entry)"
+    assert python(alone, tmp_path).strip() == "zz_plugin:movement"
+    install(tmp_path, "aa-plugin", MOVEMENT.format(name="movement"))
+    script = """
+import ticketkit
+try:
+    ticketkit.Plugins.discover().choose("criterion", "movement")
+except ticketkit.PluginError as error:
+    print(error)
+"""
+    message = python(script, tmp_path)
+    assert "'aa_plugin'" in message
+    assert "'zz_plugin'" in message
+    assert python(alone, tmp_path, TICKETKIT_BLOCK_PLUGINS="aa_plugin").strip() == "zz_plugin:movement"
+
+
+def test_two_distributions_with_one_plugin_name_are_both_left_out_and_named(tmp_path: Path) -> None:
+    install(tmp_path, "one-plugin", MOVEMENT.format(name="one"), entry="same")
+    install(tmp_path, "two-plugin", MOVEMENT.format(name="two"), entry="same")
+    output = python(LIST, tmp_path, TICKETKIT_LOAD_PLUGINS="same")
+    assert "loaded same" not in output
+    assert output.count("broken same") == 2
+    assert "one-plugin 1.0" in output
+    assert "two-plugin 1.0" in output
+
+
+def test_installing_a_plugin_changes_no_result(tmp_path: Path) -> None:
+    script = """
+import torch, ticketkit
+torch.manual_seed(0)
+model = torch.nn.Linear(6, 5)
+imp = ticketkit.IMP(model, rounds=3, seed=4, criterion="random")
+for round in imp:
+    with torch.no_grad():
+        model.weight += torch.randn(5, 6)
+print([ticket.digest for ticket in imp.tickets])
+"""
+    before = python(script, tmp_path)
+    install(tmp_path, "aaa-plugin", MOVEMENT.format(name="movement"))
+    assert python(script, tmp_path) == before
