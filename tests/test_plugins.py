@@ -303,8 +303,8 @@ torch.manual_seed(0)
 model = torch.nn.Linear(6, 5)
 imp = ticketkit.IMP(model, rounds=3, seed=4, criterion="random")
 for round in imp:
-    with torch.no_grad():
-        model.weight += torch.randn(5, 6)
+    model(torch.randn(4, 6)).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
 print([ticket.digest for ticket in imp.tickets])
 """
     before = python(script, tmp_path)

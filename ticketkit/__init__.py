@@ -28,12 +28,13 @@ if TYPE_CHECKING:
         TicketkitError,
     )
     from ticketkit.hookspecs import hookimpl
-    from ticketkit.imp import IMP, Round
+    from ticketkit.imp import IMP
     from ticketkit.ledger import RoundRecord
     from ticketkit.mask import Mask
     from ticketkit.plugins import Plugins
     from ticketkit.rewind import Snapshot
     from ticketkit.roles import Progress
+    from ticketkit.round import Round
     from ticketkit.schedule import Schedule, Target
     from ticketkit.scope import Scope
     from ticketkit.selection import select
@@ -45,12 +46,13 @@ _HOME_OF = {
     **dict.fromkeys(("Criterion", "ElementwiseScores", "ScoreInputs"), "ticketkit.criterion"),
     "enforced": "ticketkit.enforce",
     "hookimpl": "ticketkit.hookspecs",
-    **dict.fromkeys(("IMP", "Round"), "ticketkit.imp"),
+    "IMP": "ticketkit.imp",
     "RoundRecord": "ticketkit.ledger",
     "Mask": "ticketkit.mask",
     "Plugins": "ticketkit.plugins",
     "Snapshot": "ticketkit.rewind",
     "Progress": "ticketkit.roles",
+    "Round": "ticketkit.round",
     **dict.fromkeys(("Schedule", "Target"), "ticketkit.schedule"),
     "Scope": "ticketkit.scope",
     "select": "ticketkit.selection",

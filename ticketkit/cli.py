@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the run failed, 2 bad input. Heavy imports stay inside the commands, so that `--help` is quick.
 """
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -43,7 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find, prove, move and ship lottery tickets.",
 )
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+PLAIN_WIDTH = 140  # of tables that go to a file or a pipe
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)")]
@@ -52,6 +55,7 @@ TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)")
 def main() -> None:
     """Run the command line: errors become one message and an exit code, warnings one line each."""
     warnings.showwarning = _show_warning
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or trainings that share the cores wait for each other busily
     try:
         app()
     except TicketkitError as error:
@@ -104,7 +108,7 @@ def report(directories: Annotated[list[Path], typer.Argument(help="run directori
         _show(results, directory)
     if len(runs) > 1:
         for path in plot(runs, directories[0] / "comparison"):
-            console.print(f"wrote {path}")
+            console.print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command()
@@ -179,22 +183,23 @@ def _run(config: "RunConfig", directory: Path, plugins: "Plugins") -> None:
 
     display = Display(console, config.metric, percent=config.percent)
     plugins.watch(display)
-    console.print(f"run directory: {directory}")
+    console.print(f"run directory: {directory}", soft_wrap=True)
     with display.live():
         results = run_experiment(config, directory, plugins, display.epoch)
     _show(results, directory)
     for name in ("best", "extreme"):
         if (directory / f"{name}.safetensors").exists():
-            console.print(f"ticket: {directory / name}.safetensors")
+            console.print(f"ticket: {directory / name}.safetensors", soft_wrap=True)
 
 
 def _show(results: "Results", directory: Path) -> None:
-    from ticketkit.report import conclusion, table, write_report
+    from ticketkit.report import caption, conclusion, table, write_report
 
+    console.print(caption(results), soft_wrap=True)
     console.print(table(results))
-    console.print(conclusion(results))
+    console.print(conclusion(results), soft_wrap=True)
     for path in write_report(results, directory):
-        console.print(f"wrote {path}")
+        console.print(f"wrote {path}", soft_wrap=True)
 
 
 def _name_broken(plugins: "Plugins") -> None:

@@ -8,9 +8,9 @@ from rich import progress as bars
 from rich.console import Console
 
 from ticketkit.hookspecs import hookimpl
-from ticketkit.imp import Round
 from ticketkit.ledger import RoundRecord
 from ticketkit.roles import Progress
+from ticketkit.round import Round
 
 
 class Display:
@@ -47,7 +47,7 @@ class Display:
         self._rounds = len(plan)
         self._began = time.monotonic()
         if finished:
-            self._console.print(f"going on: {finished} of {len(plan)} rounds are done")
+            self._say(f"going on: {finished} of {len(plan)} rounds are done")
 
     @hookimpl
     def ticketkit_round_start(self, round: Round) -> None:
@@ -61,7 +61,7 @@ class Display:
     def ticketkit_round_end(self, record: RoundRecord) -> None:
         """Print what the round found."""
         name, density = record.emptiest
-        self._console.print(
+        self._say(
             f"round {record.index}/{self._rounds - 1}: {record.density:.1%} of the scope left "
             f"(emptiest {name} {density:.1%}), dev {self._shown(record.metrics)}, {record.seconds:.0f} s"
         )
@@ -80,7 +80,10 @@ class Display:
         )
         self._bars.update(self._task, total=progress.epochs, completed=progress.epoch, facts=facts)
         if not self._console.is_terminal:
-            self._console.print(f"{self._title(self._round)}  {facts}")
+            self._say(f"{self._title(self._round)}  {facts}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
 
     def _title(self, current: Round) -> str:
         return f"round {current.index}/{self._rounds - 1} ({current.density:.1%} left)"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from ticketkit.imp import Round
     from ticketkit.ledger import RoundRecord
+    from ticketkit.round import Round
 
 PROJECT = "ticketkit"
 hookspec = pluggy.HookspecMarker(PROJECT)

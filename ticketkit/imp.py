@@ -2,8 +2,9 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,19 @@ from torch.optim import Optimizer
 
 from ticketkit.allocation import floor_counts
 from ticketkit.analysis import Mode, best_record, collapsed, extreme_record
-from ticketkit.enforce import Enforcement, enforced
-from ticketkit.errors import CollapseWarning, ConfigError, StorageError
+from ticketkit.enforce import enforced
+from ticketkit.errors import BudgetError, CollapseWarning, ConfigError, NoEffectWarning, StorageError
 from ticketkit.ledger import Ledger, RoundRecord
 from ticketkit.mask import Mask
 from ticketkit.plugins import Plugins
 from ticketkit.pruning import Pruner
 from ticketkit.rewind import CONTRACT, Snapshot
+from ticketkit.round import Round
 from ticketkit.schedule import Target, plan
 from ticketkit.scope import Scope
 from ticketkit.ticket import Ticket, TicketFacts
 
 Named = str | Mapping[str, Any] | Callable[..., Any]
-
-
-class Round:
-    """One training in an IMP run: the model is rewound, the mask is held; train it, then log what you measured."""
-
-    def __init__(self, index: int, mask: Mask, model: nn.Module, enforcement: Enforcement):
-        self.index = index
-        self.mask = mask
-        self.model = model
-        self.metrics: dict[str, float] = {}
-        self._enforcement = enforcement
-
-    @property
-    def density(self) -> float:
-        """Kept weights as a share of the scope."""
-        return self.mask.density
-
-    def log(self, **metrics: float) -> None:
-        """Note metrics of the trained network; a later value of the same name replaces the earlier."""
-        for name, value in metrics.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ConfigError(f"metric {name!r} must be a number, not {value!r}; use .item() on a tensor")
-            self.metrics[name] = float(value)
-
-    def check_optimizer(self, *optimizers: Optimizer) -> None:
-        """Raise `ScopeError` unless the optimizers together hold every trainable parameter in scope."""
-        self._enforcement.check_optimizer(*optimizers)
 
 
 class IMP:
@@ -101,14 +76,21 @@ class IMP:
         self.seed = seed
         self.rewind = rewind
         self._plugins = plugins or Plugins.discover()
+        floors = floor_counts(self.scope.shapes, floor)
         self._pruner = Pruner(
             criterion=self._plugins.choose("criterion", criterion),
             allocation=self._plugins.choose("allocation", allocation),
-            floors=floor_counts(self.scope.shapes, floor),
+            floors=floors,
             seed=seed,
         )
         self._schedule = self._plugins.choose("schedule", schedule)
         self.plan = plan(self._schedule.call, self.scope.total, self.target)
+        _warn_if_idle(self.plan)
+        if sum(floors.values()) > self.plan[-1]:
+            raise BudgetError(
+                f"the floor of {floor} keeps at least {sum(floors.values())} of {self.scope.total} weights, but the "
+                f"plan ends at {self.plan[-1]}; lower the floor or prune fewer rounds"
+            )
         self._ledger = Ledger(Path(run_dir)) if run_dir is not None else None
         self._snapshot: Snapshot | None = None
         self._masks: list[Mask] = [self.scope.ones()]
@@ -276,6 +258,16 @@ class IMP:
             "rewind": self.rewind,
             "seed": self.seed,
         }
+
+
+def _warn_if_idle(counts: Sequence[int]) -> None:
+    if idle := [index for index, (before, after) in enumerate(pairwise(counts), start=1) if before == after]:
+        warnings.warn(
+            f"rounds {idle} prune nothing: so few weights are in scope that the plan stands still at {counts}; "
+            "choose fewer rounds or a higher rate",
+            NoEffectWarning,
+            stacklevel=3,
+        )
 
 
 def _warn_if_collapsed(mask: Mask, index: int) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ticketkit.errors import ConfigError, StorageError
 from ticketkit.rewind import Snapshot
-from ticketkit.storage import canonical_json, file_digest, write_text_atomically
+from ticketkit.storage import PARTIAL, canonical_json, file_digest, write_text_atomically
 from ticketkit.ticket import Ticket
 
 FORMAT = 1
@@ -77,9 +77,15 @@ class Ledger:
         except OSError as error:
             raise StorageError(f"cannot use {self.directory} as a run directory: {error}") from error
         try:
+            self._remove_leftovers()
             yield
         finally:
             lock.release()
+
+    def _remove_leftovers(self) -> None:
+        """Delete the unfinished files of a process that was killed while it wrote here."""
+        for leftover in [*self.directory.glob(f".*{PARTIAL}"), *self.directory.glob(f"rounds/*/.*{PARTIAL}")]:
+            leftover.unlink(missing_ok=True)
 
     def identify(self, identity: Mapping[str, Any]) -> None:
         """Note what the run is, or raise `ConfigError` listing every setting on which the directory's run differs."""

@@ -1,12 +1,13 @@
 """Find plugins, check them, let them register, and tell those that watch what happens."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any, Self
 
 import pluggy
@@ -66,9 +67,10 @@ class Plugins:
         plugin that fails is listed in `broken` and left out; it matters only if something it registers is asked for.
         """
         plugins = cls()
-        for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
-            if _wanted(point.name):
-                plugins._load(point)
+        points = [point for point in entry_points(group=GROUP) if _wanted(point.name)]
+        points.sort(key=lambda point: (point.name, point.value))
+        for name, same in groupby(points, key=lambda point: point.name):
+            plugins._load(name, list(same))
         return plugins
 
     def add(self, plugin: object, facts: LoadedPlugin) -> None:
@@ -107,8 +109,17 @@ class Plugins:
         return found
 
     def watch(self, observer: object) -> None:
-        """Let an object with event hooks watch runs."""
-        self._manager.register(observer)
+        """Let an object with event hooks watch runs; raises `PluginError` if it watches nothing that happens."""
+        try:
+            name = self._manager.register(observer)
+            self._manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            if self._manager.is_registered(observer):
+                self._manager.unregister(observer)
+            raise PluginError(f"observer {observer!r} cannot watch: {error}") from error
+        if not self._manager.get_hookcallers(observer):
+            self._manager.unregister(name=name)
+            raise PluginError(f"observer {observer!r} watches nothing; mark its functions with @ticketkit.hookimpl")
 
     def emit(self, event: str, **arguments: Any) -> None:
         """Tell every observer of `ticketkit_<event>`; raises `PluginError` if one answers anything but None."""
@@ -131,14 +142,17 @@ class Plugins:
             return Choice(chosen, Provenance(entry=origin, version="unversioned"))
         raise ConfigError(f"{kind} must be a name, a mapping with a name, or a callable, not {chosen!r}")
 
-    def _load(self, point: EntryPoint) -> None:
-        distribution, installed = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
+    def _load(self, name: str, points: Sequence[EntryPoint]) -> None:
+        """Add the plugin of that name, or note why it is broken; of two distributions with one name, neither counts."""
+        origins = [(point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown") for point in points]
         try:
-            self.add(
-                _imported(point), LoadedPlugin(point.name, point.module.partition(".")[0], distribution, installed)
-            )
+            if len(points) > 1:
+                both = " and ".join(f"{distribution} {installed}" for distribution, installed in origins)
+                raise PluginError(f"two plugins are called {name!r}, from {both}; block or uninstall one of them")
+            package = points[0].module.partition(".")[0]
+            self.add(_imported(points[0]), LoadedPlugin(name, package, *origins[0]))
         except PluginError as error:
-            self.broken.append(BrokenPlugin(point.name, distribution, installed, str(error)))
+            self.broken += [BrokenPlugin(name, *origin, str(error)) for origin in origins]
 
     def _register_for(self, kind: str, facts: LoadedPlugin) -> Callable[..., None]:
         def register(name: str, obj: Callable[..., Any], *, options: type[BaseModel] | None = None) -> None:

@@ -68,17 +68,22 @@ class Registry:
     def __init__(self, kind: str):
         self.kind = kind
         self._entries: dict[str, Entry] = {}
+        self._clashes: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries[name] for name in sorted(self._entries))
 
     def add(self, entry: Entry) -> None:
-        """Add an entry; raises `PluginError` naming both plugins when the name is taken."""
+        """Add an entry; raises `PluginError` naming both plugins when the name is taken.
+
+        Asking for that name raises it too: which plugin came first may not decide a result.
+        """
         if other := self._entries.get(entry.name):
-            raise PluginError(
+            self._clashes[entry.name] = (
                 f"{self.kind} {entry.name!r} is registered by plugin {other.plugin!r} ({other.version}) and again by "
                 f"{entry.plugin!r} ({entry.version}); block one with TICKETKIT_BLOCK_PLUGINS"
             )
+            raise PluginError(self._clashes[entry.name])
         self._entries[entry.name] = entry
 
     def remove_plugin(self, plugin: str) -> None:
@@ -86,7 +91,9 @@ class Registry:
         self._entries = {name: entry for name, entry in self._entries.items() if entry.plugin != plugin}
 
     def get(self, name: str, *, note: str = "") -> Entry:
-        """Return the entry of that name; raises `ConfigError` with the nearest names."""
+        """Return the entry of that name; raises `ConfigError` with the nearest names, `PluginError` if two claim it."""
+        if name in self._clashes:
+            raise PluginError(self._clashes[name])
         if name not in self._entries:
             raise ConfigError(f"unknown {self.kind} {name!r}{suggestion(name, self._entries)}{note}")
         return self._entries[name]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from ticketkit.errors import ConfigError
@@ -14,9 +15,10 @@ COLUMNS = ("round", "scope left", "model left", "emptiest parameter", "dev", "te
 
 def table(results: Results) -> Table:
     """Return the table for a terminal: one row a round, the best and the extreme ticket marked."""
-    rendered = Table(title=caption(results), title_justify="left", caption_justify="left")
+    rendered = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in headings(results):
-        rendered.add_column(name, justify="left" if name in ("emptiest parameter", "ticket") else "right")
+        words = name in ("emptiest parameter", "ticket")
+        rendered.add_column(name, justify="left" if words else "right", overflow="fold")
     for row in results.rows:
         style = "bold green" if row.round in (results.best, results.extreme) else ""
         rendered.add_row(*cells(results, row), style=style)

@@ -192,9 +192,11 @@ def _check_separate(parameters: Mapping[str, nn.Parameter]) -> None:
     spans: dict[object, list[tuple[int, int, str]]] = {}
     for name, parameter in parameters.items():
         if parameter.numel() and not parameter.is_meta:
-            reach = sum((size - 1) * step for size, step in zip(parameter.shape, parameter.stride(), strict=True))
+            steps = zip(parameter.shape, parameter.stride(), strict=True)
+            first = int(parameter.storage_offset())
+            last = first + sum((int(size) - 1) * int(step) for size, step in steps)
             memory = (parameter.device, parameter.untyped_storage().data_ptr())
-            spans.setdefault(memory, []).append((parameter.storage_offset(), parameter.storage_offset() + reach, name))
+            spans.setdefault(memory, []).append((first, last, name))
     for found in spans.values():
         found.sort()
         for (_, last, one), (first, _, other) in pairwise(found):

@@ -11,6 +11,8 @@ from typing import Any
 
 from ticketkit.errors import StorageError
 
+PARTIAL = ".partial"  # ends the name of a file that is still being written
+
 
 def canonical_json(value: Any) -> str:
     """Return the one spelling of a JSON value: sorted keys, no spaces, no NaN.
@@ -30,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path = Path(path)
     with _file_system_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         os.close(handle)
         temporary = Path(name)
         try:

@@ -41,6 +41,8 @@ def test_given_settings_override_the_preset_and_the_rest_is_kept():
     options = CnnLstmOptions(preset="paper", hidden=64)
     assert (options.hidden, options.layers, options.sample_rate) == (64, 5, 16_000)
     assert CnnLstmOptions.model_validate(options.model_dump(mode="json")) == options
+    mel = CnnLstmOptions(features={"mels": 20}).features
+    assert (mel.kind, mel.centre, mel.mels) == ("log_mel", "bin", 20)
 
 
 @pytest.mark.parametrize("wrong", [{"preset": "huge"}, {"hiden": 3}, {"layers": 0}, {"convs": []}])

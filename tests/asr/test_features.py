@@ -3,7 +3,7 @@ import torch
 
 from ticketkit import DataError
 from ticketkit_asr.backbones.options import FeatureOptions
-from ticketkit_asr.features import FeatureExtractor, standardised
+from ticketkit_asr.features import FeatureExtractor, centred_by_bin, standardised
 from ticketkit_asr.torchaudio_shim import torchaudio
 
 PAPER = FeatureExtractor(FeatureOptions(), 16_000)
@@ -44,6 +44,14 @@ def test_features_have_mean_zero_deviation_one_and_ignore_loudness(extractor):
     features = extractor(noise(8_000))
     assert features.mean().item() == pytest.approx(0, abs=1e-4)
     assert features.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_centring_by_bin_cancels_what_a_microphone_adds_to_each_bin():
+    options = FeatureOptions(kind="log_mel", centre="bin")
+    features = FeatureExtractor(options, 8_000)(noise(8_000))
+    assert features.mean(0).abs().max() < 1e-4
+    assert features.square().mean().sqrt().item() == pytest.approx(1, abs=1e-3)
+    torch.testing.assert_close(centred_by_bin(features + torch.arange(40.0)), features)
 
 
 def test_silence_gives_finite_features():

@@ -69,7 +69,7 @@ def test_other_options_are_kept_in_another_file(tmp_path):
 
 
 def test_silence_is_no_speech():
-    with pytest.raises(DataError, match="said nothing for 1 of 2 prompts.*text=''"):
+    with pytest.raises(DataError, match=r"said nothing for 1 of 2 prompts.*text=''"):
         espeak.synthesise([espeak.Prompt("en-us", "one", 150, 50), espeak.Prompt("en-us", "", 150, 50)])
 
 

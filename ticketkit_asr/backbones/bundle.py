@@ -60,7 +60,7 @@ class CtcBundle:
         """
         return ctc_loss(
             scores.log_softmax(-1).transpose(0, 1),
-            torch.cat(list(targets)),
+            torch.cat(list(targets)).to(scores.device),
             lengths,
             torch.tensor([len(target) for target in targets]),
             blank=self.alphabet.blank,

@@ -102,7 +102,14 @@ class CnnLstmOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        """Return the preset's settings overridden by those given; leave an unknown preset for its field to refuse."""
+        """Return the preset's settings with those given put over them; `features` are merged one by one.
+
+        A preset that is not there is left for its field to refuse.
+        """
         if not isinstance(given, Mapping):
             return given
-        return {**PRESETS.get(given.get("preset", "small"), {}), **given}
+        preset = PRESETS.get(given.get("preset", "small"), {})
+        merged = {**preset, **given}
+        if isinstance(given.get("features"), Mapping):
+            merged["features"] = {**preset.get("features", {}), **given["features"]}
+        return merged

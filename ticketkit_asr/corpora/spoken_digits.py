@@ -36,10 +36,10 @@ _NAMES = """
     quincy rob robert sandro shelby steph travis victor zac
 """
 VARIANTS = tuple(_NAMES.split())
-"""espeak-ng's voice variants that sound human.
+"""espeak-ng's voice variants, chosen by hand.
 
-Left out are robots, whispers and effects, variants that speak a fifth faster than they are told, and those that match
-another one sample by sample (r > 0.9).
+Left out are robots, whispers and caricatures by their names; variants that speak a fifth faster than they are told (by
+length); those that match another one sample by sample (r > 0.9); and the RicishayMax family, poorly recognised on dev.
 """
 
 

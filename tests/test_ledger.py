@@ -1,0 +1,140 @@
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from ticketkit import ConfigError, Mask, RoundRecord, Snapshot, StorageError, Ticket
+from ticketkit.ledger import Ledger
+
+
+def record(index: int, **metrics: float) -> RoundRecord:
+    return RoundRecord(
+        index=index, kept=2, total=4, model_total=6, densities={"weight": 0.5}, metrics=metrics, seconds=1.5,
+        mask_digest="",
+    )  # fmt: skip
+
+
+MASK = Mask.ones({"weight": (2, 2)})
+
+
+def commit(ledger: Ledger, index: int, **metrics: float) -> RoundRecord:
+    return ledger.commit(Ticket(MASK), Snapshot.capture(nn.Linear(2, 2)), record(index, **metrics))
+
+
+def test_committed_rounds_are_read_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "deep" / "run")
+    written = [commit(ledger, index, wer=index / 3) for index in range(3)]
+    assert Ledger(tmp_path / "deep" / "run").records() == written
+    assert ledger.ticket(written[1]).mask == MASK
+    assert ledger.trained(written[2]).parameters().keys() == {"weight", "bias"}
+
+
+def test_non_finite_metrics_survive(tmp_path: Path) -> None:
+    commit(Ledger(tmp_path), 0, wer=math.nan, loss=math.inf)
+    metrics = Ledger(tmp_path).records()[0].metrics
+    assert math.isnan(metrics["wer"])
+    assert metrics["loss"] == math.inf
+
+
+def test_a_round_without_its_record_never_happened(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for index in range(3):
+        commit(ledger, index)
+    (tmp_path / "rounds" / "001" / "record.json").unlink()
+    assert [r.index for r in ledger.records()] == [0]
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "null", '{"index": "x"}'])
+def test_a_damaged_record_is_named_with_what_to_do(tmp_path: Path, content: str) -> None:
+    ledger = Ledger(tmp_path)
+    commit(ledger, 0)
+    (tmp_path / "rounds" / "000" / "record.json").write_text(content)
+    with pytest.raises(StorageError, match=r"000/record\.json is damaged: (.|\n)*delete it to train round 0 again"):
+        ledger.records()
+
+
+@pytest.mark.parametrize("name", ["ticket.safetensors", "trained.safetensors"])
+def test_a_changed_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    ledger = Ledger(tmp_path)
+    written = commit(ledger, 0)
+    read = {"ticket.safetensors": ledger.ticket, "trained.safetensors": ledger.trained}[name]
+    path = tmp_path / "rounds" / "000" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(StorageError, match=rf"000/{name} is not the file that round 0 wrote"):
+        read(written)
+    path.unlink()
+    with pytest.raises(StorageError, match=rf"000/{name} has vanished"):
+        read(written)
+
+
+def test_another_identity_is_refused_with_every_setting_that_differs(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.identify({"seed": 1, "floor": None, "plan": [4, 2]})
+    ledger.identify({"plan": (4, 2), "floor": None, "seed": 1})
+    with pytest.raises(ConfigError) as caught:
+        ledger.identify({"seed": 2, "plan": [4, 2], "rewind": "init", "floor": 0.1})
+    message = str(caught.value)
+    assert "floor: there None, here 0.1" in message
+    assert "rewind: there None, here 'init'" in message
+    assert "seed: there 1, here 2" in message
+    assert "plan" not in message
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_a_damaged_identity_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(StorageError, match=r"run\.json"):
+        Ledger(tmp_path).identify({"seed": 1})
+
+
+def test_the_snapshot_is_kept_once_and_read_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.snapshot() is None
+    ledger.keep_snapshot(Snapshot.capture(nn.Linear(2, 2)))
+    assert ledger.snapshot().parameters().keys() == {"weight", "bias"}
+
+
+def test_one_directory_serves_one_user_at_a_time(tmp_path: Path) -> None:
+    refused = pytest.raises(StorageError, match="another process is working in")
+    with Ledger(tmp_path).locked(), refused, Ledger(tmp_path).locked():
+        pass
+    with Ledger(tmp_path).locked():
+        pass
+
+
+def test_another_process_is_refused_and_its_death_frees_the_directory(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from ticketkit.ledger import Ledger\n"
+        "with Ledger(Path(sys.argv[1])).locked():\n"
+        "    print('locked', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "locked\n"
+            with pytest.raises(StorageError, match="another process is working in"), Ledger(tmp_path).locked():
+                pass
+        finally:
+            holder.kill()
+    with Ledger(tmp_path).locked():
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot use .*file/run"), Ledger(tmp_path / "file" / "run").locked():
+        pass
+
+
+def test_unfinished_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    written = commit(ledger, 0)
+    leftovers = [tmp_path / ".run.json.abc.partial", tmp_path / "rounds" / "000" / ".record.json.xyz.partial"]
+    for leftover in leftovers:
+        leftover.write_text("half")
+    with ledger.locked():
+        assert not any(leftover.exists() for leftover in leftovers)
+        assert ledger.records() == [written]
