@@ -4,6 +4,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ticketkit import Scope
 from ticketkit_asr.backbones.cnn_lstm import SummedBiLstm, build_cnn_lstm, over_valid, reversal, valid_frames
 from ticketkit_asr.backbones.options import CnnLstmOptions
 
@@ -144,3 +145,15 @@ def test_loss_is_ctc_of_each_utterance_and_decoding_reads_the_best_path(tiny):
     targets = [torch.tensor([2, 2, 3]), torch.tensor([4])]
     assert bundle.loss(scores, lengths, targets).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
     assert bundle.loss(scores, lengths, [torch.tensor([2, 3]), torch.tensor([4])])[0] > 20
+
+
+def test_the_papers_model_trains_a_step_and_has_999_in_1000_weights_in_scope() -> None:
+    bundle = build_cnn_lstm(options=CnnLstmOptions(preset="paper"))
+    scope = Scope.of(bundle.module)
+    assert (scope.total, scope.model_total) == (86_526_048, 86_618_400)
+    features, lengths = torch.randn(2, 120, 161), torch.tensor([120, 90])
+    scores, frames = bundle.module(features, lengths)
+    assert (tuple(scores.shape), frames.tolist()) == ((2, 60, 29), [60, 45])
+    bundle.loss(scores, frames, [torch.tensor([3, 1, 20]), torch.tensor([7])]).sum().backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in bundle.module.parameters() if p.grad is not None)
+    assert all(p.grad is not None for p in bundle.module.parameters())
