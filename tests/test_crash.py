@@ -47,8 +47,9 @@ import time
 
 ONCE = RUN + "run(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))"
 
-# Forks a child for every point (every seventh, unless the profile is `thorough`): it kills itself at its n-th training step or file-system event, then a second child
-# resumes. Forking saves importing torch two hundred times; the children are real processes and really killed.
+# Forks a child for every point (every seventh, unless the profile is `thorough`): it kills itself at that training step
+# or file-system event, then a second child resumes. Forking saves importing torch two hundred times; the children are
+# real processes and really killed.
 EVERYWHERE = (
     RUN
     + """

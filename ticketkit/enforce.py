@@ -171,7 +171,6 @@ class _Keep:
         self._mask = mask
         self._integers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
-    @torch.no_grad()
     def clear_pruned(self, tensor: torch.Tensor) -> None:
         """Set the pruned entries of a tensor shaped like the parameter to +0.0."""
         bits = tensor.detach().view(INTEGER_OF_WIDTH[tensor.element_size()])
