@@ -124,6 +124,16 @@ def test_every_round_starts_from_the_same_masked_state_and_generators() -> None:
     assert len(draws) == 1
 
 
+def test_every_round_starts_in_the_mode_the_first_began_with() -> None:
+    model = nn.Sequential(mlp(dropout=0.5), nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).eval())
+    imp, seen = IMP(model, rounds=2), []
+    for current in imp:
+        seen.append([module.training for module in model.modules()])
+        model.train(current.index == 1)
+    assert seen == [seen[0]] * 3
+    assert len(set(seen[0])) == 2
+
+
 @pytest.mark.parametrize("name", TINY_NETS)
 def test_pruned_weights_end_every_round_at_zero(name: str) -> None:
     net = TINY_NETS[name]

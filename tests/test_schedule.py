@@ -2,7 +2,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ticketkit import BudgetError, ConfigError, Target
@@ -52,7 +52,11 @@ def test_rate_and_rounds_are_exact_decimals(rate: float, rounds: int) -> None:
     assert Target.of(rate=rate, rounds=rounds).density == (1 - Fraction(str(rate))) ** rounds
 
 
-@given(st.sampled_from([0.1, 0.2, 0.5]), SHARES)
+@given(st.sampled_from([0.001, 0.1, 0.2, 0.5, 0.999]), SHARES)
+@example(0.5, 0.5)
+@example(0.5, 0.25)
+@example(0.1, 0.729)
+@example(0.0001, 0.05)
 def test_a_rate_and_a_density_take_as_few_rounds_as_reach_it(rate: float, density: float) -> None:
     target = Target.of(rate=rate, density=density)
     kept = 1 - Fraction(str(rate))

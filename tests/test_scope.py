@@ -1,8 +1,11 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from ticketkit import Mask, Scope, ScopeError, enforced
+from ticketkit import Mask, NoEffectWarning, Scope, ScopeError, enforced
 from ticketkit.testing import TINY_NETS
 
 GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
@@ -190,6 +193,22 @@ def test_integer_and_complex_parameters_are_refused_by_name() -> None:
         Scope.of(model, include=["table"])
     with pytest.raises(ScopeError, match=r"'weight' is torch\.complex64"):
         Scope.of(nn.Linear(2, 2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.orthogonal,
+        lambda layer: prune.l1_unstructured(layer, "weight", 1),
+    ],
+)
+def test_weights_that_are_computed_are_warned_of(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(wrap(nn.Linear(2, 2)), nn.Linear(2, 2))
+    with pytest.warns(NoEffectWarning, match=r"computes them: 0\.weight; remove that first"):
+        assert Scope.of(model).names == ("1.weight",)
+    assert Scope.of(model, exclude=["0.*"]).names == ("1.weight",)
+    assert Scope.of(model, include=["1.*"]).names == ("1.weight",)
 
 
 def test_tensors_share_memory_and_are_detached() -> None:

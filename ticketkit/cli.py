@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 the run failed, 2 bad input. Heavy imports stay inside the commands, so that `--help` is quick.
 """
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -55,7 +54,6 @@ TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)")
 def main() -> None:
     """Run the command line: errors become one message and an exit code, warnings one line each."""
     warnings.showwarning = _show_warning
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or trainings that share the cores wait for each other busily
     try:
         app()
     except TicketkitError as error:

@@ -93,6 +93,7 @@ class IMP:
             )
         self._ledger = Ledger(Path(run_dir)) if run_dir is not None else None
         self._snapshot: Snapshot | None = None
+        self._training: dict[nn.Module, bool] = {}
         self._masks: list[Mask] = [self.scope.ones()]
         self._records: list[RoundRecord] = []
 
@@ -182,7 +183,14 @@ class IMP:
             self._masks.append(self._next_mask(ledger.trained(fresh[-1]).parameters()))
 
     def _rewind(self) -> None:
-        """Put the model back to the state before the first round, which is captured when there is none yet."""
+        """Put the model back to the state before the first round, which is captured when there is none yet.
+
+        That includes every module's training flag: an evaluation that left the model in eval mode must not switch
+        dropout off in the next round.
+        """
+        self._training = self._training or {module: module.training for module in self.model.modules()}
+        for module, training in self._training.items():
+            module.training = training
         if self._snapshot is not None:
             self._snapshot.restore(self.model)
             return

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import ceil, log
 from typing import Protocol, Self
 
 from ticketkit.errors import BudgetError, ConfigError
@@ -43,9 +44,10 @@ class Target:
         if density is None:
             raise ConfigError("say how far to prune: rounds=14 (a number of prunings) or density=0.05 (a share kept)")
         goal = _share("density", density)
-        rounds, reached = 0, Fraction(1)
-        while reached > goal:
-            rounds, reached = rounds + 1, reached * (1 - exact_rate)
+        kept = 1 - exact_rate
+        rounds = max(1, ceil(log(goal) / log(kept)) - 1)  # rounding errors apart; the exact powers settle it
+        while kept**rounds > goal:
+            rounds += 1
         return cls(rounds, goal, exact_rate)
 
 

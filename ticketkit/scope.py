@@ -1,6 +1,7 @@
 """Which parameters can be pruned: a rule over names, resolved once against a model, in a fixed order."""
 
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.parameter import is_lazy
 
-from ticketkit.errors import ScopeError
+from ticketkit.errors import NoEffectWarning, ScopeError
 from ticketkit.mask import Mask, Shape, shape_differences
 
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -67,6 +68,8 @@ class Scope:
                 f"nothing to prune: none of the {len(groups)} parameters of {type(model).__name__} left in scope is "
                 "a weight of a Linear, convolution, recurrent or attention layer; include=[...] takes full names"
             )
+        if include is None:
+            _warn_of_computed_weights(model, exclude)
         names = [name for name in groups if name in chosen]
         chosen_parameters = {name: parameters[name] for name in names}
         _check_prunable(chosen_parameters)
@@ -142,6 +145,24 @@ def _weight_leaves(module: nn.Module) -> list[str]:
     if isinstance(module, nn.MultiheadAttention):
         return [leaf for leaf in own if leaf in ATTENTION_WEIGHTS]
     return []
+
+
+def _warn_of_computed_weights(model: nn.Module, exclude: Sequence[str]) -> None:
+    """Warn of weights that are no parameters but computed from some: they would stay dense without a word."""
+    computed = [
+        name
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Bilinear | _ConvNd) and "weight" not in module._parameters
+        for name in [f"{prefix}.weight" if prefix else "weight"]
+        if not any(fnmatchcase(name, pattern) for pattern in exclude)
+    ]
+    if computed:
+        warnings.warn(
+            f"not in scope, because a parametrization, weight_norm or torch.nn.utils.prune computes them: "
+            f"{', '.join(computed)}; remove that first, or exclude them to say that they stay dense",
+            NoEffectWarning,
+            stacklevel=3,
+        )
 
 
 def _identity(parameter: nn.Parameter) -> object:
