@@ -1,5 +1,6 @@
 """Sound files in, float32 samples out; and from one sample rate to another."""
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,12 @@ Waveform = NDArray[np.float32]
 Pcm = NDArray[np.int16]
 """Samples of one channel in 16 bits, shape (samples,)."""
 
+_CUT_SHORT = re.compile(r"^data *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""What libsndfile notes of a WAV file that ends before its header says; it then reports the frames that are there."""
+
+_LENGTH_UNKNOWN = 0x7FFFF000
+"""Lengths from here on are what programs write that stream a WAV file and do not know yet."""
+
 OnBadAudio = Literal["fail", "skip"]
 """Stop at sound files that cannot be used, or go on without them and name them in the report."""
 
@@ -35,7 +42,7 @@ def read_audio(path: Path, *, sample_rate: int) -> Waveform:
     soundfile = require("soundfile", extra="asr")
     try:
         with soundfile.SoundFile(path) as file:
-            rate, channels, promised = file.samplerate, file.channels, file.frames
+            rate, channels, promised, log = file.samplerate, file.channels, file.frames, file.extra_info
             samples: Waveform = file.read(dtype="float32")
     except (soundfile.SoundFileError, OSError) as error:
         raise BadAudioError(f"{path} cannot be read as audio: {error}") from error
@@ -45,6 +52,12 @@ def read_audio(path: Path, *, sample_rate: int) -> Waveform:
         raise BadAudioError(f"{path} was recorded at {rate} Hz; the corpus is at {sample_rate} Hz")
     if len(samples) != promised:
         raise BadAudioError(f"{path} holds {len(samples)} samples; its header promises {promised}")
+    if cut := _CUT_SHORT.search(log):
+        promised, found = map(int, cut.groups())
+        if found < promised < _LENGTH_UNKNOWN:
+            raise BadAudioError(
+                f"{path} is cut short: its header promises {promised} bytes of sound, {found} are there"
+            )
     if not len(samples):
         raise BadAudioError(f"{path} holds no samples")
     return samples

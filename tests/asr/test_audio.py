@@ -61,3 +61,22 @@ def test_pcm_becomes_floats_of_the_same_bits():
 def test_pcm_is_cut_at_the_lengths():
     pieces = split_pcm(np.arange(6, dtype=np.int16), [1, 3, 2])
     assert [piece.tolist() for piece in pieces] == [[0], [1, 2, 3], [4, 5]]
+
+
+def test_a_wav_file_that_ends_before_its_header_says_is_named(tmp_path):
+    path = tmp_path / "whole.wav"
+    soundfile.write(path, np.zeros(1000, np.float32), 8000, subtype="PCM_16")
+    (tmp_path / "cut.wav").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(BadAudioError, match=r"cut\.wav is cut short: its header promises 2000 bytes of sound, 56"):
+        read_audio(tmp_path / "cut.wav", sample_rate=8000)
+    assert len(read_audio(path, sample_rate=8000)) == 1000
+
+
+def test_a_streamed_wav_file_of_unknown_length_is_read(tmp_path):
+    path = tmp_path / "streamed.wav"
+    soundfile.write(path, np.zeros(1000, np.float32), 8000, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    assert len(read_audio(path, sample_rate=8000)) == 1000
