@@ -23,7 +23,7 @@ from ticketkit import (
     Ticket,
     select,
 )
-from ticketkit.rewind import state_tensors
+from ticketkit.snapshot import state_tensors
 from ticketkit.testing import TINY_NETS, convnet, mlp
 
 
@@ -317,8 +317,8 @@ def test_magnitude_over_init_keeps_layers_of_any_scale() -> None:
         ({"rounds": 1, "criterion": "magnitud"}, ConfigError, "did you mean 'magnitude'"),
         ({"rounds": 1, "criterion": {"name": "magnitude", "p": 2}}, ConfigError, "takes no options"),
         ({"rounds": 1, "allocation": "globl"}, ConfigError, "did you mean 'global'"),
-        ({"rounds": 1, "schedule": "cubic"}, ConfigError, "unknown schedule 'cubic'"),
-        ({"rounds": 1, "rewind": "latest"}, ConfigError, "unknown rewind 'latest'"),
+        ({"rounds": 1, "schedule": "cubik"}, ConfigError, "did you mean .cubic."),
+        ({"rounds": 1, "rewind": "latest"}, ConfigError, "Input should be .init., .step."),
         ({"rounds": 1, "floor": 1.5}, ConfigError, "floor must be a density"),
         ({"rounds": 1, "scope": {"include": ["lstm.*"]}}, ScopeError, "matched none"),
         ({"rounds": 40}, BudgetError, "which is none"),

@@ -28,6 +28,7 @@ def test_committed_rounds_are_read_back(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "deep" / "run")
     written = [commit(ledger, index, wer=index / 3) for index in range(3)]
     assert Ledger(tmp_path / "deep" / "run").records() == written
+    assert [record.parent for record in written] == [None, written[0].digest, written[1].digest]
     assert ledger.ticket(written[1]).mask == MASK
     assert ledger.trained(written[2]).parameters().keys() == {"weight", "bias"}
 
@@ -52,7 +53,7 @@ def test_a_damaged_record_is_named_with_what_to_do(tmp_path: Path, content: str)
     ledger = Ledger(tmp_path)
     commit(ledger, 0)
     (tmp_path / "rounds" / "000" / "record.json").write_text(content)
-    with pytest.raises(StorageError, match=r"000/record\.json is damaged: (.|\n)*delete it to train round 0 again"):
+    with pytest.raises(StorageError, match=r"000/record\.json is damaged .*; delete .*000 and later rounds"):
         ledger.records()
 
 
@@ -138,3 +139,50 @@ def test_unfinished_files_of_a_killed_process_are_removed(tmp_path: Path) -> Non
     with ledger.locked():
         assert not any(leftover.exists() for leftover in leftovers)
         assert ledger.records() == [written]
+
+
+def test_every_changed_byte_of_a_record_is_found_out(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    commit(ledger, 0, wer=0.25)
+    path = tmp_path / "rounds" / "000" / "record.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        path.write_bytes(changed)
+        if changed.split() != content.split():
+            with pytest.raises(StorageError, match="later rounds to train them again"):
+                ledger.records()
+
+
+def test_a_round_that_does_not_follow_on_the_one_before_is_found_out(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "a")
+    for index in range(3):
+        commit(ledger, index, wer=0.5)
+    other = Ledger(tmp_path / "b")
+    commit(other, 0, wer=0.125)
+    stranger = (tmp_path / "b" / "rounds" / "000" / "record.json").read_bytes()
+    (tmp_path / "a" / "rounds" / "000" / "record.json").write_bytes(stranger)
+    with pytest.raises(StorageError, match="not the record that round 1 wrote"):
+        ledger.records()
+
+
+def test_a_round_without_those_before_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="lacks round 0; round 2 cannot follow"):
+        commit(Ledger(tmp_path), 2)
+
+
+def test_the_middle_of_a_round_is_kept_until_the_round_is_finished(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.checkpoint(0) is None
+    ledger.keep_checkpoint(0, Snapshot.capture(nn.Linear(2, 2)))
+    assert ledger.checkpoint(0) is not None
+    commit(ledger, 0)
+    assert ledger.checkpoint(0) is None
+
+
+def test_the_middle_of_a_finished_round_is_removed_when_the_process_died_before_it_could(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    commit(ledger, 0)
+    ledger.keep_checkpoint(0, Snapshot.capture(nn.Linear(2, 2)))
+    with ledger.locked():
+        assert ledger.checkpoint(0) is None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ticketkit import Mask, Scope, Snapshot, Ticket, TicketError, TicketFacts
-from ticketkit.rewind import state_tensors
+from ticketkit.snapshot import state_tensors
 from ticketkit.testing import TINY_NETS, masks, tied_scores
 from ticketkit.ticket import Provenance
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ticketkit.ledger import RoundRecord
     from ticketkit.mask import Mask
     from ticketkit.plugins import Plugins
-    from ticketkit.rewind import Snapshot
+    from ticketkit.snapshot import Snapshot
     from ticketkit.roles import Progress
     from ticketkit.round import Round
     from ticketkit.schedule import Schedule, Target
@@ -50,7 +50,7 @@ _HOME_OF = {
     "RoundRecord": "ticketkit.ledger",
     "Mask": "ticketkit.mask",
     "Plugins": "ticketkit.plugins",
-    "Snapshot": "ticketkit.rewind",
+    "Snapshot": "ticketkit.snapshot",
     "Progress": "ticketkit.roles",
     "Round": "ticketkit.round",
     **dict.fromkeys(("Schedule", "Target"), "ticketkit.schedule"),

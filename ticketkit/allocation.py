@@ -37,8 +37,10 @@ def apportion(
     """Return whole counts in proportion to `weights`, summing to `keep`, by the Sainte-Laguë divisor method.
 
     The n-th unit of a parameter has the priority weight / (n - ½); the `keep` highest priorities win, ties going to the
-    earlier parameter; floors are given first and nobody exceeds its capacity. A divisor method is house-monotone: when
-    the budget grows no count falls (Balinski & Young 1982), so masks stay nested from round to round.
+    earlier parameter; floors are given first and nobody exceeds its capacity: what a full parameter cannot take is
+    shared among the others in proportion. Parameters of weight 0 take in their order what is left when all others are
+    full. A divisor method is house-monotone: when the budget grows no count falls (Balinski & Young 1982), so masks
+    stay nested from round to round.
 
     Raises `BudgetError` when floors or capacities cannot be met.
 
@@ -54,6 +56,9 @@ def apportion(
             f"cannot keep {keep} weights: floors ask for {sum(least.values())}, "
             f"{sum(capacities[name] for name in weights)} are left"
         )
+
+    if filled := _filled(weights, keep, least, capacities):
+        return filled
 
     def units_above(level: Fraction) -> dict[str, int]:
         """Return how many units of each parameter have a priority of at least `level`."""
@@ -75,6 +80,20 @@ def apportion(
         if counts[name] < capacities[name]:
             priority = -Fraction(weights[name]) / (counts[name] + Fraction(1, 2))
             heapq.heappush(queue, (priority, position, name))
+    return counts
+
+
+def _filled(
+    weights: Mapping[str, Fraction | int], keep: int, least: Mapping[str, int], capacities: Mapping[str, int]
+) -> dict[str, int]:
+    """Return the counts of a budget that fills every parameter of some weight, and none for a smaller budget."""
+    counts = {name: capacities[name] if weight else least[name] for name, weight in weights.items()}
+    left = keep - sum(counts.values())
+    if left < 0:
+        return {}
+    for name, count in counts.items():
+        counts[name] = min(count + left, capacities[name])
+        left -= counts[name] - count
     return counts
 
 

@@ -10,10 +10,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ticketkit.errors import ConfigError
 from ticketkit.plugins import Plugins
+from ticketkit.pruning import OnCollapse
 from ticketkit.registry import Choice, suggestion, validation_lines
+from ticketkit.rewind import Rewind
 from ticketkit.schedule import Target
 
 Chosen = str | dict[str, Any]
+Floor = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _known(kind: str) -> AfterValidator:
@@ -37,6 +40,7 @@ class ScopeConfig(BaseModel):
 
     include: list[str] | None = None
     exclude: list[str] = []
+    embeddings: bool = False
 
 
 class PruneConfig(BaseModel):
@@ -48,16 +52,19 @@ class PruneConfig(BaseModel):
     rounds: int | None = None
     density: float | None = None
     criterion: Annotated[Chosen, _known("criterion")] = "magnitude"
+    granularity: Annotated[Chosen, _known("granularity")] = "weight"
     allocation: Annotated[Chosen, _known("allocation")] = "global"
     schedule: Annotated[Chosen, _known("schedule")] = "geometric"
-    rewind: Literal["init"] = "init"
+    rewind: Chosen = "init"
     scope: ScopeConfig = ScopeConfig()
-    floor: float | None = Field(default=None, ge=0, lt=1)
+    floor: Floor | dict[str, Floor] | None = None
+    on_collapse: OnCollapse = "warn"
 
     @model_validator(mode="after")
     def _reachable(self) -> "PruneConfig":
         try:
             Target.of(rate=self.rate, rounds=self.rounds, density=self.density)
+            Rewind.of(self.rewind)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self

@@ -6,8 +6,9 @@ from typing import Protocol
 
 import torch
 
-from ticketkit.errors import ScoreError
+from ticketkit.errors import ConfigError, ScoreError
 from ticketkit.mask import Mask, shape_differences
+from ticketkit.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,26 @@ class ScoreInputs:
 
     `weights` are the trained values of the parameters in scope and `initial` those the weights are rewound to, both
     keyed like `mask`, the mask the network was trained with. `generator` is seeded from the run's seed and the round:
-    draw random scores from it and from nowhere else.
+    draw random scores from it and from nowhere else. `keep` is the number of weights that stay after this pruning;
+    `probe` runs the trained network on the user's batches, for criteria that look at gradients or activations.
     """
 
     weights: Mapping[str, torch.Tensor]
     initial: Mapping[str, torch.Tensor]
     mask: Mask
     generator: torch.Generator
+    keep: int
+    data: Probe | None = None
+
+    @property
+    def probe(self) -> Probe:
+        """Runs the trained network on the user's batches; raises `ConfigError` if the user gave none."""
+        if self.data is None:
+            raise ConfigError(
+                "this criterion looks at gradients or activations; give IMP batches= (a callable that returns an "
+                "iterable of batches) and loss= (a callable of model and batch that returns a scalar)"
+            )
+        return self.data
 
 
 class Criterion(Protocol):

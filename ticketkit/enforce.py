@@ -8,10 +8,11 @@ Clearing is a bitwise AND with an integer mask: exact +0.0 even for NaN and infi
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -26,11 +27,12 @@ INTEGER_OF_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int6
 
 
 @contextmanager
-def enforced(model: nn.Module, mask: Mask) -> Iterator["Enforcement"]:
+def enforced(model: nn.Module, mask: Mask, *, lean: bool = False) -> Iterator["Enforcement"]:
     """Hold `mask` on `model` inside the `with` block: pruned weights are zero at entry and after every optimizer step.
 
     Works with any `torch.optim.Optimizer`, created before or inside the block, any loop, any number of optimizers;
-    kept weights are bit-equal at entry. On exit every hook is gone and the weights stay as they are.
+    kept weights are bit-equal at entry. On exit every hook is gone and the weights stay as they are. `lean` holds the
+    mask in a byte a weight instead of a weight's own size; a step then takes longer.
     Raises `ScopeError` when the model lacks a masked parameter or has it in another shape, and when an optimizer steps
     over tensors without gradients while the model's have some (it was built for another copy of the model).
 
@@ -41,7 +43,7 @@ def enforced(model: nn.Module, mask: Mask) -> Iterator["Enforcement"]:
     >>> model.weight[0, 1].item()
     0.0
     """
-    enforcement = Enforcement(model, mask)
+    enforcement = Enforcement(model, mask, lean=lean)
     enforcement.apply()
     handles = enforcement.attach()
     try:
@@ -62,22 +64,41 @@ def enforced(model: nn.Module, mask: Mask) -> Iterator["Enforcement"]:
 class Enforcement:
     """One mask held on one model. Parameters whose mask is all ones cost nothing and are left alone."""
 
-    def __init__(self, model: nn.Module, mask: Mask):
+    def __init__(self, model: nn.Module, mask: Mask, *, lean: bool = False):
         groups = masked_parameters(model, mask.shapes)
         sizes, counts = mask.sizes, mask.counts
         self._scope = {id(p): name for name, group in groups.items() for p in group}
         self._parameters = {name: group for name, group in groups.items() if counts[name] < sizes[name]}
         self._all_parameters = groups
-        self._keep = {name: _Keep(mask[name]) for name in self._parameters}
+        self._mask = mask
+        self._keep = {name: (_LeanKeep if lean else _Keep)(mask, name) for name in self._parameters}
         self._met: WeakSet[Optimizer] = WeakSet()
+        self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+        self._averages: list[nn.Module] = []
         self.steps = 0
         self.foreign_steps = 0
+        self._first_step = 0
+        self.on_step: Callable[[int], object] | None = None
+        """Called after a step over the scope with its number; of several optimizers, the first to take it counts."""
 
     def apply(self) -> None:
-        """Set every pruned weight to zero now; a second call changes nothing."""
-        for name, group in self._parameters.items():
-            for parameter in group:
-                self._keep[name].clear_pruned(parameter)
+        """Set every pruned weight to zero now, also in averaged models; a second call changes nothing."""
+        for group in (self._parameters, *map(self._pruned_in, self._averages)):
+            for name, parameters in group.items():
+                for parameter in parameters:
+                    self._keep[name].clear_pruned(parameter)
+
+    def hold_average(self, average: nn.Module) -> None:
+        """Clear pruned weights in a running average of the model too: now, and whenever `apply` is called.
+
+        An average (EMA, SWA) of weights that are zero stays zero; what it holds of a dense phase would not.
+        """
+        self._averages.append(average)
+        self.apply()
+
+    def _pruned_in(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        groups = masked_parameters(model, self._mask.shapes)
+        return {name: groups[name] for name in self._parameters}
 
     def check_optimizer(self, *optimizers: Optimizer) -> None:
         """Raise `ScopeError` naming the trainable parameters in scope that none of the optimizers holds."""
@@ -93,6 +114,10 @@ class Enforcement:
                 "build it from this model's parameters, after the model was copied, wrapped or moved"
             )
 
+    def continue_from(self, steps: int) -> None:
+        """Count on from a number of steps that were taken before, in a round that is resumed."""
+        self._first_step = self.steps = steps
+
     def check_trained(self) -> None:
         """Raise `ScopeError` if optimizers stepped, but never over a parameter in scope."""
         if self.foreign_steps and not self.steps:
@@ -106,7 +131,7 @@ class Enforcement:
         """Install the hooks and return their handles."""
         handles = [
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                self._keep[name].clear_pruned_gradient
+                partial(_clear_pruned_gradient, self._keep[name])
             )
             for name, group in self._parameters.items()
             for parameter in group
@@ -115,7 +140,7 @@ class Enforcement:
         for group in self._parameters.values():
             for parameter in group:
                 if parameter.grad is not None:
-                    self._keep[self._scope[id(parameter)]].clear_pruned_gradient(parameter)
+                    _clear_pruned_gradient(self._keep[self._scope[id(parameter)]], parameter)
         before = register_optimizer_step_pre_hook(self._before_step)
         return [*handles, before, register_optimizer_step_post_hook(self._after_step)]
 
@@ -124,7 +149,7 @@ class Enforcement:
         revived = [
             name
             for name, group in self._parameters.items()
-            if any(self._keep[name].has_revived(parameter) for parameter in group)
+            if any(_has_revived(parameter, self._mask[name]) for parameter in group)
         ]
         self.apply()
         return revived
@@ -149,10 +174,14 @@ class Enforcement:
         if not ours:
             self.foreign_steps += 1
             return
-        self.steps += 1
         for parameter in ours:
             if keep := self._keep.get(self._scope[id(parameter)]):
                 keep.clear_pruned(parameter)
+        self._steps[optimizer] = self._steps.get(optimizer, self._first_step) + 1
+        if self._steps[optimizer] > self.steps:
+            self.steps = self._steps[optimizer]
+            if self.on_step is not None:
+                self.on_step(self.steps)
 
     def _refuse_stale_copy(self, parameters: Sequence[torch.Tensor]) -> None:
         ours = any(group[0].grad is not None for group in self._all_parameters.values())
@@ -167,8 +196,9 @@ class Enforcement:
 class _Keep:
     """The integer mask of one parameter: all bits set where a weight is kept, none where it is pruned."""
 
-    def __init__(self, mask: torch.Tensor):
+    def __init__(self, mask: Mask, name: str):
         self._mask = mask
+        self._name = name
         self._integers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     def clear_pruned(self, tensor: torch.Tensor) -> None:
@@ -176,23 +206,40 @@ class _Keep:
         bits = tensor.detach().view(INTEGER_OF_WIDTH[tensor.element_size()])
         bits.bitwise_and_(self._for(tensor.device, bits.dtype))
 
-    def has_revived(self, tensor: torch.Tensor) -> bool:
-        """Say whether any pruned entry differs from zero."""
-        return bool((tensor.detach() != 0).logical_and_(~self._mask.to(tensor.device)).any())
-
-    def clear_pruned_gradient(self, parameter: torch.Tensor) -> None:
-        """Clear the pruned entries of a parameter's gradient, dense or sparse."""
-        gradient = parameter.grad
-        if gradient is None:
-            return
-        if gradient.layout is not torch.strided:
-            parameter.grad = gradient = gradient.to_dense()
-        self.clear_pruned(gradient)
-
     def _for(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         if (device, dtype) not in self._integers:
-            self._integers[device, dtype] = self._mask.to(device=device, dtype=dtype).neg_()
+            self._integers[device, dtype] = self._mask[self._name].to(device=device, dtype=dtype).neg_()
         return self._integers[device, dtype]
+
+
+class _LeanKeep:
+    """The mask of one parameter in a byte a weight: a quarter of the memory for float32, several times the time."""
+
+    def __init__(self, mask: Mask, name: str):
+        self._mask = mask
+        self._name = name
+        self._pruned: dict[torch.device, torch.Tensor] = {}
+
+    def clear_pruned(self, tensor: torch.Tensor) -> None:
+        """Set the pruned entries of a tensor shaped like the parameter to +0.0."""
+        if tensor.device not in self._pruned:
+            self._pruned[tensor.device] = self._mask[self._name].logical_not_().to(tensor.device)
+        tensor.detach().masked_fill_(self._pruned[tensor.device], 0.0)
+
+
+def _clear_pruned_gradient(keep: _Keep | _LeanKeep, parameter: torch.Tensor) -> None:
+    """Clear the pruned entries of a parameter's gradient, dense or sparse."""
+    gradient = parameter.grad
+    if gradient is None:
+        return
+    if gradient.layout is not torch.strided:
+        parameter.grad = gradient = gradient.to_dense()
+    keep.clear_pruned(gradient)
+
+
+def _has_revived(tensor: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Say whether any pruned entry differs from zero."""
+    return bool((tensor.detach() != 0).logical_and_(mask.logical_not_().to(tensor.device)).any())
 
 
 def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:

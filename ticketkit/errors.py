@@ -25,6 +25,10 @@ class ScoreError(RunError):
     """A criterion returned scores that cannot be ranked."""
 
 
+class CollapseError(RunError):
+    """A mask would leave almost nothing of some parameters, and the run was told to stop then."""
+
+
 class BudgetError(TicketkitError):
     """A number of weights to keep cannot be met."""
 

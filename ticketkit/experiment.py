@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from ticketkit.analysis import best_record, extreme_record, winning_records
 from ticketkit.config import RunConfig, parse_config
@@ -16,8 +17,9 @@ from ticketkit.errors import ConfigError, StorageError
 from ticketkit.imp import IMP
 from ticketkit.ledger import RoundRecord
 from ticketkit.plugins import Plugins
+from ticketkit.rewind import Rewind
 from ticketkit.rng import seeded
-from ticketkit.roles import Bundle, Progress, Trainer
+from ticketkit.roles import Bundle, EpochTrainer, Progress, ScoringTrainer, Trainer
 from ticketkit.storage import canonical_json, write_text_atomically
 
 logger = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ def run_experiment(
         bundle: Bundle = config.chosen(plugins, "backbone").call()
         corpus = config.chosen(plugins, "corpus").call()
         trainer: Trainer = config.chosen(plugins, "trainer").call(bundle, corpus, seed=config.seed)
-        imp = _imp(config, bundle, directory, plugins)
+        imp = _imp(config, bundle, trainer, directory, plugins)
         for current in imp:
             current.log(**trainer.train(progress))
         test = _tested(imp, trainer, directory)
@@ -166,19 +168,34 @@ def _claim(config: RunConfig, directory: Path) -> None:
         )
 
 
-def _imp(config: RunConfig, bundle: Bundle, directory: Path, plugins: Plugins) -> IMP:
+def _imp(config: RunConfig, bundle: Bundle, trainer: Trainer, directory: Path, plugins: Plugins) -> IMP:
     prune = config.prune
+    rewind = Rewind.of(prune.rewind)
+    if rewind.name == "epoch" and rewind.steps_per_epoch is None and isinstance(trainer, EpochTrainer):
+        rewind = rewind.model_copy(update={"steps_per_epoch": trainer.steps_per_epoch})
+    scoring = trainer if isinstance(trainer, ScoringTrainer) else None
+
+    def initialise(module: nn.Module) -> None:
+        """Give the module the weights of a backbone that is built anew, so that the distribution is its own."""
+        fresh: Bundle = config.chosen(plugins, "backbone").call()
+        module.load_state_dict(fresh.module.state_dict())
+
     return IMP(
         bundle.module,
         rate=prune.rate,
         rounds=prune.rounds,
         density=prune.density,
         criterion=prune.criterion,
+        granularity=prune.granularity,
         allocation=prune.allocation,
         schedule=prune.schedule,
-        rewind=prune.rewind,
+        rewind=rewind,
         scope=prune.scope.model_dump(),
         floor=prune.floor,
+        on_collapse=prune.on_collapse,
+        batches=scoring.scoring_batches if scoring else None,
+        loss=scoring.scoring_loss if scoring else None,
+        initialise=initialise,
         run_dir=directory,
         seed=config.seed,
         plugins=plugins,

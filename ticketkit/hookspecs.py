@@ -20,7 +20,11 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 Register = Callable[..., None]
-"""`register(name, obj, *, options=None)`: an object with a pydantic options model is called with `options=` too."""
+"""`register(name, obj, *, options=None)`: an object with a pydantic options model is called with `options=` too.
+
+For criteria also `needs=` (any of "initial", "gradients", "activations": IMP asks the user for batches and a loss) and
+`regrows=True` (it may bring pruned weights back; without it masks only shrink).
+"""
 
 
 @hookspec
@@ -36,6 +40,14 @@ def ticketkit_register_schedules(register: Register) -> None:
     """Register schedules: `schedule(total, target: Target) -> counts`, one count per round and the dense one first.
 
     Example: `register("geometric", geometric)`.
+    """
+
+
+@hookspec
+def ticketkit_register_granularities(register: Register) -> None:
+    """Register granularities: `granularity(layout: Layout) -> Pattern`, how weights are grouped into units.
+
+    Example: `register("row", row)`.
     """
 
 

@@ -4,26 +4,30 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ticketkit.allocation import floor_counts
-from ticketkit.analysis import Mode, best_record, collapsed, extreme_record
-from ticketkit.enforce import enforced
-from ticketkit.errors import BudgetError, CollapseWarning, ConfigError, NoEffectWarning, StorageError
+from ticketkit.analysis import Mode, best_record, extreme_record
+from ticketkit.enforce import Enforcement, enforced
+from ticketkit.errors import BudgetError, ConfigError, NoEffectWarning, ScopeError
+from ticketkit.granularity import Layout
 from ticketkit.ledger import Ledger, RoundRecord
-from ticketkit.mask import Mask
+from ticketkit.mask import Mask, shape_differences
 from ticketkit.plugins import Plugins
-from ticketkit.pruning import Pruner
-from ticketkit.rewind import CONTRACT, Snapshot
-from ticketkit.round import Round
+from ticketkit.probe import Batches, Loss, Probe
+from ticketkit.pruning import OnCollapse, Pruner
+from ticketkit.rewind import Initialiser, Rewind
+from ticketkit.rewinder import Rewinder
+from ticketkit.round import Round, Start
 from ticketkit.schedule import Target, plan
 from ticketkit.scope import Scope
+from ticketkit.snapshot import Snapshot
 from ticketkit.ticket import Ticket, TicketFacts
 
 Named = str | Mapping[str, Any] | Callable[..., Any]
@@ -41,11 +45,19 @@ class IMP:
             round.log(wer=evaluate(model))
         ticket = imp.extreme("wer")
 
-    `rate`, `rounds` and `density` (of the scope, at the end): any two, or one with the default rate of 0.2.
-    `criterion`, `schedule`, `allocation`: a registered name, a mapping `{"name": ..., option: ...}`, or a callable.
-    `scope`: a `Scope`, or a mapping with `include` and `exclude` patterns. `floor`: the density that every parameter
-    keeps at least. `rewind`: "init". `seed`: for criteria that draw random numbers. `run_dir`: a directory where every
-    round is committed; a run that was interrupted goes on there, with the round it was in, to the same bits.
+    How far: `rate`, `rounds` and `density` (of the scope, at the end): any two, or one with the default rate of 0.2; or
+    a `schedule` that says it all. What goes: `criterion`, `granularity`, `allocation`, `schedule`, each a registered
+    name, a mapping `{"name": ..., option: ...}`, or a callable; `scope`: a `Scope`, or a mapping of what `Scope.of`
+    takes; `floor`: the density that every parameter keeps at least, or a mapping from patterns to densities;
+    `on_collapse`: `"warn"`, `"stop"` or `"reallocate"` when a parameter would fall under 1 %. Criteria that look at
+    gradients or activations need `batches()`, the same at every call, and `loss(model, batch)`.
+
+    From where: `mask` starts the run at a mask found elsewhere. `rewind`: `"init"`, `"step:500"`, `"epoch:1"`,
+    `"none"`, `"reinit"`, `"learning_rate"`, or a mapping with options (`ticketkit.rewind`); `initialise(model)` draws
+    fresh weights for `"reinit"` where modules' own initialisers would not do. `seed`: of all that is drawn.
+
+    `run_dir`: a directory where every round is committed; a run that was interrupted goes on there, with the round it
+    was in, to the same bits. `lean`: hold masks in a byte a weight.
 
     Raises `ConfigError`, `ScopeError` or `BudgetError` at once for settings that cannot work.
     """
@@ -58,58 +70,72 @@ class IMP:
         rounds: int | None = None,
         density: float | None = None,
         criterion: Named = "magnitude",
+        granularity: Named = "weight",
         allocation: Named = "global",
         schedule: Named = "geometric",
-        rewind: str = "init",
+        rewind: str | Mapping[str, Any] | Rewind = "init",
         scope: Scope | Mapping[str, Any] | None = None,
-        floor: float | None = None,
+        floor: float | Mapping[str, float] | None = None,
+        on_collapse: OnCollapse = "warn",
+        mask: Mask | None = None,
+        batches: Batches | None = None,
+        loss: Loss | None = None,
+        initialise: Initialiser | None = None,
         run_dir: str | Path | None = None,
+        lean: bool = False,
         seed: int = 0,
         plugins: Plugins | None = None,
     ):
-        if rewind != "init":
-            raise ConfigError(f"unknown rewind {rewind!r}; there is: 'init' (to the state before the first round)")
         self.model = model
         self.scope = scope if isinstance(scope, Scope) else Scope.of(model, **(scope or {}))
-        self.target = Target.of(rate=rate, rounds=rounds, density=density)
         self.floor = floor
         self.seed = seed
-        self.rewind = rewind
+        self.rewind = Rewind.of(rewind)
         self._plugins = plugins or Plugins.discover()
-        floors = floor_counts(self.scope.shapes, floor)
+        start = _starting_mask(self.scope, mask)
+        self._granularity = self._plugins.choose("granularity", granularity)
+        pattern = self._granularity.call(Layout.of(model, self.scope.shapes))
+        floors = floor_counts(pattern.shapes, floor)
         self._pruner = Pruner(
             criterion=self._plugins.choose("criterion", criterion),
+            pattern=pattern,
             allocation=self._plugins.choose("allocation", allocation),
             floors=floors,
             seed=seed,
+            on_collapse=on_collapse,
+            probe=_probe_factory(model, self.scope, batches, loss),
         )
         self._schedule = self._plugins.choose("schedule", schedule)
-        self.plan = plan(self._schedule.call, self.scope.total, self.target)
+        target = Target.of(rate=rate, rounds=rounds, density=density)
+        planned = plan(self._schedule.call, self.scope.total, target, start=start.kept)
+        end = pattern.final_count(planned[-1])
+        self.plan = tuple(max(count, end) for count in planned)
         _warn_if_idle(self.plan)
         if sum(floors.values()) > self.plan[-1]:
             raise BudgetError(
                 f"the floor of {floor} keeps at least {sum(floors.values())} of {self.scope.total} weights, but the "
                 f"plan ends at {self.plan[-1]}; lower the floor or prune fewer rounds"
             )
+        self._lean = lean
         self._ledger = Ledger(Path(run_dir)) if run_dir is not None else None
-        self._snapshot: Snapshot | None = None
-        self._training: dict[nn.Module, bool] = {}
-        self._masks: list[Mask] = [self.scope.ones()]
+        self._rewinder = Rewinder(model, self.scope, self.rewind, seed, initialise, self._ledger)
+        self._masks: list[Mask] = [start]
         self._records: list[RoundRecord] = []
+        self._rewound: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Round]:
         with self._opened():
             self._plugins.emit("run_start", plan=self.plan, finished=len(self._records))
             while (index := len(self._records)) < len(self.plan):
-                self._rewind()
-                mask = self._masks[index]
+                start = self._rewinder.begin(index)
                 started = time.monotonic()
-                with enforced(self.model, mask) as enforcement:
-                    current = Round(index, mask, self.model, enforcement)
+                with enforced(self.model, self._masks[index], lean=self._lean) as enforcement:
+                    current = self._round(index, start, enforcement)
+                    self._rewinder.watch(current, enforcement)
                     self._plugins.emit("round_start", round=current)
                     yield current
                     enforcement.check_trained()
-                self._finish(current, time.monotonic() - started)
+                self._finish(current, enforcement, time.monotonic() - started)
             self._plugins.emit("run_end", records=tuple(self._records))
 
     def run(
@@ -142,7 +168,11 @@ class IMP:
 
     @property
     def tickets(self) -> tuple[Ticket, ...]:
-        """The tickets of the rounds finished so far: mask, rewind weights, metrics; the first is the dense network."""
+        """The tickets of the rounds finished so far; the first is the dense network.
+
+        Each holds its mask, metrics and the weights its round started from. A run that carries weights over from round
+        to round (`rewind="none"`) has these only with a `run_dir`.
+        """
         return tuple(self._ticket(record) for record in self._records)
 
     def trained(self, index: int) -> Snapshot:
@@ -169,7 +199,7 @@ class IMP:
         with self._ledger.locked() if self._ledger else nullcontext():
             if self._ledger:
                 self._ledger.identify(self._identity())
-                self._snapshot = self._snapshot or self._ledger.snapshot()
+                self._rewinder.open()
                 self._read_rounds(self._ledger)
             yield
 
@@ -177,28 +207,26 @@ class IMP:
         """Catch up with the rounds in the directory: their masks, and the mask that follows from the last."""
         fresh = ledger.records()[len(self._records) :]
         for record in fresh:
-            self._masks[record.index :] = [ledger.ticket(record).mask]
+            ticket = ledger.ticket(record)
+            self._masks[record.index :] = [ticket.mask]
+            self._rewound = ticket.facts.rewound
         self._records += fresh
         if fresh and len(self._records) < len(self.plan):
-            self._masks.append(self._next_mask(ledger.trained(fresh[-1]).parameters()))
+            ledger.trained(fresh[-1]).restore_tensors(self.model)
+            self._masks.append(self._next_mask())
 
-    def _rewind(self) -> None:
-        """Put the model back to the state before the first round, which is captured when there is none yet.
+    def _round(self, index: int, start: Start, enforcement: Enforcement) -> Round:
+        return Round(
+            index,
+            self._masks[index],
+            self.model,
+            enforcement,
+            start,
+            on_track=self._rewinder.track,
+            save=partial(self._ledger.keep_checkpoint, index) if self._ledger else None,
+        )
 
-        That includes every module's training flag: an evaluation that left the model in eval mode must not switch
-        dropout off in the next round.
-        """
-        self._training = self._training or {module: module.training for module in self.model.modules()}
-        for module, training in self._training.items():
-            module.training = training
-        if self._snapshot is not None:
-            self._snapshot.restore(self.model)
-            return
-        self._snapshot = Snapshot.capture(self.model)
-        if self._ledger:
-            self._ledger.keep_snapshot(self._snapshot)
-
-    def _finish(self, current: Round, seconds: float) -> None:
+    def _finish(self, current: Round, enforcement: Enforcement, seconds: float) -> None:
         """Record a round, commit it, and compute the next mask from the trained weights."""
         mask = current.mask
         record = RoundRecord(
@@ -211,32 +239,26 @@ class IMP:
             seconds=seconds,
             mask_digest=mask.digest,
         )
-        if self._ledger:
+        self._rewound = self.rewind.rewound_parts(current.tracked or ())
+        trained = self._rewinder.finish(current, enforcement)
+        if self._ledger and trained:
             bare = Ticket(mask, facts=self._facts(record))
-            record = self._ledger.commit(bare, Snapshot.capture(self.model), record)
+            record = self._ledger.commit(bare, trained, record)
         if current.index + 1 < len(self.plan):
-            self._masks.append(self._next_mask(self.scope.tensors(self.model)))
+            self._masks.append(self._next_mask())
         self._records.append(record)
         self._plugins.emit("round_end", record=record)
 
-    def _next_mask(self, trained: Mapping[str, torch.Tensor]) -> Mask:
-        """Return the mask that follows from the trained weights of the last round; warn if it empties a layer."""
+    def _next_mask(self) -> Mask:
+        """Return the mask that follows from the weights that the model has at the end of the last round."""
         index = len(self._masks)
-        mask = self._pruner.next_mask(
-            self._masks[-1], self.plan[index], weights=trained, initial=self._start.parameters(), index=index
-        )
-        _warn_if_collapsed(mask, index)
-        return mask
-
-    @property
-    def _start(self) -> Snapshot:
-        """The state before the first round; there is one whenever a round has begun."""
-        if self._snapshot is None:
-            raise StorageError("rounds without the snapshot they are rewound to: init.safetensors has vanished")
-        return self._snapshot
+        initial = self._rewinder.origin.parameters()
+        trained = self.scope.tensors(self.model)
+        return self._pruner.next_mask(self._masks[-1], self.plan[index], weights=trained, initial=initial, index=index)
 
     def _ticket(self, record: RoundRecord) -> Ticket:
-        return Ticket(self._masks[record.index], self._start.tensors, self._facts(record))
+        mask = self._masks[record.index]
+        return Ticket(mask, self._rewinder.start_tensors(record.index), self._facts(record))
 
     def _facts(self, record: RoundRecord) -> TicketFacts:
         return TicketFacts(
@@ -246,11 +268,12 @@ class IMP:
             exclude=self.scope.exclude,
             model_total=self.scope.model_total,
             criterion=self._pruner.criterion.provenance,
+            granularity=self._granularity.provenance,
             schedule=self._schedule.provenance,
             allocation=self._pruner.allocation.provenance,
             floor=self.floor,
-            rewind=self.rewind,
-            rewound=CONTRACT,
+            rewind=str(self.rewind),
+            rewound=self._rewound,
             metrics=record.metrics,
             parent=self._masks[record.index - 1].digest if record.index else None,
         )
@@ -261,11 +284,35 @@ class IMP:
             "parameters": [[name, list(shape)] for name, shape in self.scope.shapes.items()],
             "plan": list(self.plan),
             "criterion": self._pruner.criterion.provenance.model_dump(),
+            "granularity": self._granularity.provenance.model_dump(),
             "allocation": self._pruner.allocation.provenance.model_dump(),
             "floor": self.floor,
-            "rewind": self.rewind,
+            "on_collapse": self._pruner.on_collapse,
+            "rewind": self.rewind.model_dump(mode="json", exclude_defaults=True),
+            "start": self._masks[0].digest,
             "seed": self.seed,
         }
+
+
+def _starting_mask(scope: Scope, mask: Mask | None) -> Mask:
+    """Return the mask of the first round: all ones, or one from elsewhere over exactly the parameters in scope."""
+    if mask is None:
+        return scope.ones()
+    if problems := shape_differences(scope.shapes, mask.shapes):
+        raise ScopeError(
+            "the mask to start from does not cover the scope; choose the scope to fit it:\n  " + "\n  ".join(problems)
+        )
+    return Mask.from_bits(scope.shapes, {name: mask.bits(name) for name in scope.shapes}, aliases=scope.aliases)
+
+
+def _probe_factory(
+    model: nn.Module, scope: Scope, batches: Batches | None, loss: Loss | None
+) -> Callable[[int], Probe] | None:
+    if (batches is None) != (loss is None):
+        raise ConfigError("batches= and loss= go together: a callable that returns batches, and one of model and batch")
+    if batches is None or loss is None:
+        return None
+    return lambda seed: Probe(model, batches, loss, scope.shapes, seed)
 
 
 def _warn_if_idle(counts: Sequence[int]) -> None:
@@ -275,15 +322,4 @@ def _warn_if_idle(counts: Sequence[int]) -> None:
             "choose fewer rounds or a higher rate",
             NoEffectWarning,
             stacklevel=3,
-        )
-
-
-def _warn_if_collapsed(mask: Mask, index: int) -> None:
-    if thin := collapsed(mask.densities):
-        listed = ", ".join(f"{name} ({density:.2%} left)" for name, density in thin.items())
-        warnings.warn(
-            f"round {index} leaves almost nothing of {listed}; set a floor such as 0.01, or choose a criterion that "
-            "compares layers fairly, such as 'magnitude_over_init'",
-            CollapseWarning,
-            stacklevel=2,
         )

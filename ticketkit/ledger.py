@@ -1,28 +1,34 @@
 """The run directory: what a run is, what each finished round found, and everything needed to go on after a crash.
 
 run.json                         what the run is; a run of another kind is refused
-init.safetensors                 the snapshot that every round is rewound to
+init.safetensors                 the snapshot of the state before the first round
+rewind.safetensors               the snapshot that later rounds go back to, where that is another (rewind="step:500")
+rounds/003/checkpoint.safetensors  the middle of round 3, as its loop last saved it; gone when the round is finished
 rounds/003/ticket.safetensors    the mask of round 3 with its facts and metrics
 rounds/003/trained.safetensors   the network at the end of round 3, from which the next mask is computed
 rounds/003/record.json           the record; written last: a round without it never happened
 lock                             held by the process that works here
+
+A record names its files and the record before it by their SHA-256, and carries its own: whatever was changed is found.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ticketkit.errors import ConfigError, StorageError
-from ticketkit.rewind import Snapshot
-from ticketkit.storage import PARTIAL, canonical_json, file_digest, write_text_atomically
+from ticketkit.snapshot import Snapshot
+from ticketkit.storage import PARTIAL, canonical_json, file_digest, text_digest, write_text_atomically
 from ticketkit.ticket import Ticket
 
-FORMAT = 1
+FORMAT = 2
+INIT, REWIND = "init.safetensors", "rewind.safetensors"
+CHECKPOINT, TICKET, TRAINED = "checkpoint.safetensors", "ticket.safetensors", "trained.safetensors"
 
 
 class RoundRecord(BaseModel):
@@ -40,6 +46,10 @@ class RoundRecord(BaseModel):
     mask_digest: str
     ticket_file: str | None = None
     trained_file: str | None = None
+    parent: str | None = None
+    """The digest of the record before this one."""
+    digest: str | None = None
+    """SHA-256 of this record without this field; there once the round is committed."""
 
     @property
     def density(self) -> float:
@@ -50,6 +60,18 @@ class RoundRecord(BaseModel):
     def model_density(self) -> float:
         """Weights not pruned as a share of the whole model, out-of-scope parameters included."""
         return (self.model_total - self.total + self.kept) / self.model_total
+
+    def sealed(self, parent: str | None) -> Self:
+        """Return the record with the digest of the one before it and its own."""
+        linked = self.model_copy(update={"parent": parent, "digest": None})
+        return linked.model_copy(update={"digest": linked._content_digest()})
+
+    def is_intact_after(self, parent: str | None) -> bool:
+        """Say whether the record is as it was sealed, behind the record with the digest `parent`."""
+        return self.parent == parent and self.digest == self.model_copy(update={"digest": None})._content_digest()
+
+    def _content_digest(self) -> str:
+        return text_digest(self.model_dump_json())
 
     @property
     def emptiest(self) -> tuple[str, float]:
@@ -83,9 +105,11 @@ class Ledger:
             lock.release()
 
     def _remove_leftovers(self) -> None:
-        """Delete the unfinished files of a process that was killed while it wrote here."""
+        """Delete what a process that was killed here left behind: unfinished files, middles of finished rounds."""
         for leftover in [*self.directory.glob(f".*{PARTIAL}"), *self.directory.glob(f"rounds/*/.*{PARTIAL}")]:
             leftover.unlink(missing_ok=True)
+        for record in self.directory.glob("rounds/*/record.json"):
+            (record.parent / CHECKPOINT).unlink(missing_ok=True)
 
     def identify(self, identity: Mapping[str, Any]) -> None:
         """Note what the run is, or raise `ConfigError` listing every setting on which the directory's run differs."""
@@ -103,48 +127,62 @@ class Ledger:
                 "settings:\n  " + "\n  ".join(lines)
             )
 
-    def snapshot(self) -> Snapshot | None:
-        """Return the snapshot of the run, if it was taken."""
-        path = self.directory / "init.safetensors"
+    def snapshot(self, name: str = INIT) -> Snapshot | None:
+        """Return the run's snapshot of that name (`INIT` or `REWIND`), mapped into memory, if it was taken."""
+        path = self.directory / name
         return Snapshot.load(path) if path.exists() else None
 
-    def keep_snapshot(self, snapshot: Snapshot) -> None:
-        """Write the snapshot of the run."""
-        snapshot.save(self.directory / "init.safetensors")
+    def keep_snapshot(self, snapshot: Snapshot, name: str = INIT) -> None:
+        """Write a snapshot of the run."""
+        snapshot.save(self.directory / name)
+
+    def checkpoint(self, index: int) -> Snapshot | None:
+        """Return the middle of an unfinished round, as it was last saved, if it was."""
+        path = self._round(index) / CHECKPOINT
+        return Snapshot.load(path) if path.exists() else None
+
+    def keep_checkpoint(self, index: int, snapshot: Snapshot) -> None:
+        """Write the middle of a round, in place of the one before."""
+        snapshot.save(self._round(index) / CHECKPOINT)
 
     def records(self) -> list[RoundRecord]:
         """Return the records of the finished rounds, in order, without a gap."""
         records: list[RoundRecord] = []
         while (path := self._round(len(records)) / "record.json").exists():
+            again = f"delete {path.parent} and later rounds to train them again"
             try:
-                records.append(RoundRecord.model_validate_json(path.read_bytes()))
+                record = RoundRecord.model_validate_json(path.read_bytes())
             except (OSError, ValidationError) as error:
+                faults = error.error_count() if isinstance(error, ValidationError) else error
+                raise StorageError(f"{path} is damaged ({faults} faults); {again}") from error
+            if not record.is_intact_after(records[-1].digest if records else None):
                 raise StorageError(
-                    f"{path} is damaged: {error}; delete it to train round {len(records)} again"
-                ) from error
+                    f"{path} is not the record that round {len(records)} wrote after the one before it; {again}"
+                )
+            records.append(record)
         return records
 
     def commit(self, ticket: Ticket, trained: Snapshot, record: RoundRecord) -> RoundRecord:
-        """Write a finished round, its record last; return the record with the digests of both files."""
+        """Write a finished round after the one before it, its record last; return the record with all digests."""
+        before = self.records()[: record.index]
+        if len(before) < record.index:
+            raise StorageError(f"{self.directory} lacks round {len(before)}; round {record.index} cannot follow on it")
         folder = self._round(record.index)
-        ticket.save(folder / "ticket.safetensors")
-        trained.save(folder / "trained.safetensors")
-        complete = record.model_copy(
-            update={
-                "ticket_file": file_digest(folder / "ticket.safetensors"),
-                "trained_file": file_digest(folder / "trained.safetensors"),
-            }
-        )
+        ticket.save(folder / TICKET)
+        trained.save(folder / TRAINED)
+        files = {"ticket_file": file_digest(folder / TICKET), "trained_file": file_digest(folder / TRAINED)}
+        complete = record.model_copy(update=files).sealed(before[-1].digest if before else None)
         write_text_atomically(folder / "record.json", complete.model_dump_json(indent=1))
+        (folder / CHECKPOINT).unlink(missing_ok=True)
         return complete
 
     def ticket(self, record: RoundRecord) -> Ticket:
         """Return the ticket of a finished round; raises `StorageError` if the file is not the one that was written."""
-        return Ticket.load(self._verified(record, "ticket.safetensors", record.ticket_file))
+        return Ticket.load(self._verified(record, TICKET, record.ticket_file))
 
     def trained(self, record: RoundRecord) -> Snapshot:
         """Return the network at the end of a finished round, verified likewise."""
-        return Snapshot.load(self._verified(record, "trained.safetensors", record.trained_file))
+        return Snapshot.load(self._verified(record, TRAINED, record.trained_file))
 
     def _verified(self, record: RoundRecord, name: str, digest: str | None) -> Path:
         path = self._round(record.index) / name

@@ -1,7 +1,7 @@
 """Find plugins, check them, let them register, and tell those that watch what happens."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 from importlib.resources import files
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from ticketkit import builtin, hookspecs
 from ticketkit.errors import ConfigError, PluginError
-from ticketkit.registry import KINDS, Choice, Entry, Registry
+from ticketkit.registry import KINDS, NEEDS, Choice, Entry, Registry
 from ticketkit.ticket import Provenance
 
 GROUP = "ticketkit"
@@ -155,12 +155,24 @@ class Plugins:
             self.broken += [BrokenPlugin(name, *origin, str(error)) for origin in origins]
 
     def _register_for(self, kind: str, facts: LoadedPlugin) -> Callable[..., None]:
-        def register(name: str, obj: Callable[..., Any], *, options: type[BaseModel] | None = None) -> None:
+        def register(
+            name: str,
+            obj: Callable[..., Any],
+            *,
+            options: type[BaseModel] | None = None,
+            needs: Collection[str] = (),
+            regrows: bool = False,
+        ) -> None:
             if not isinstance(name, str) or not name.isidentifier():
                 raise PluginError(f"{kind} name {name!r} must be letters, digits and underscores")
             if not callable(obj):
                 raise PluginError(f"{kind} {name!r} must be callable, not {type(obj).__name__}")
-            self.registries[kind].add(Entry(kind, name, obj, options, facts.name, facts.version))
+            if (needs or regrows) and kind != "criterion":
+                raise PluginError(f"{kind} {name!r}: needs and regrows are for criteria")
+            if isinstance(needs, str) or not NEEDS.issuperset(needs):
+                raise PluginError(f"criterion {name!r} needs {needs!r}; choose from {sorted(NEEDS)}")
+            entry = Entry(kind, name, obj, options, facts.name, facts.version, frozenset(needs), regrows)
+            self.registries[kind].add(entry)
 
         return register
 

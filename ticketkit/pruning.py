@@ -1,26 +1,48 @@
 """One pruning step: trained weights → scores → counts → the next mask."""
 
-import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from ticketkit.allocation import floor_counts
+from ticketkit.analysis import COLLAPSE, collapsed
 from ticketkit.criterion import ScoreInputs
-from ticketkit.errors import ScoreError
+from ticketkit.errors import CollapseError, CollapseWarning, ConfigError, NoEffectWarning, ScoreError
+from ticketkit.granularity import Pattern
 from ticketkit.mask import Mask
+from ticketkit.probe import Probe
 from ticketkit.registry import Choice
-from ticketkit.selection import select
+from ticketkit.rng import derived_seed
+
+OnCollapse = Literal["warn", "stop", "reallocate"]
 
 
 @dataclass(frozen=True)
 class Pruner:
-    """How every round of a run prunes: the criterion, the split of the budget, the floors and the seed."""
+    """How every round of a run prunes: criterion, grain, split of the budget, floors, guard and seed.
+
+    `floors` and the counts of `allocation` are keyed like `pattern.shapes`. `probe(seed)` makes what criteria need that
+    look at gradients or activations; it is None when the user gave no batches.
+    """
 
     criterion: Choice
+    pattern: Pattern
     allocation: Choice
     floors: Mapping[str, int]
     seed: int
+    on_collapse: OnCollapse = "warn"
+    probe: Callable[[int], Probe] | None = None
+
+    def __post_init__(self) -> None:
+        if self.probe is None and (data := self.criterion.needs - {"initial"}):
+            raise ConfigError(
+                f"criterion {self.criterion.provenance.entry} looks at {' and '.join(sorted(data))}; give IMP batches= "
+                "(a callable that returns an iterable of batches) and loss= (a callable of model and batch that "
+                "returns a scalar)"
+            )
 
     def next_mask(
         self,
@@ -31,28 +53,64 @@ class Pruner:
         initial: Mapping[str, torch.Tensor],
         index: int,
     ) -> Mask:
-        """Return the mask of round `index`: a subset of `mask` that keeps exactly `keep` of the trained `weights`.
+        """Return the mask of round `index`: a subset of `mask` that keeps `keep` of the trained `weights`.
 
-        Raises `ScoreError` if the criterion changes a weight, besides what `select` raises.
+        Whole units may keep a few less, by less than a unit. Only a criterion that was registered with `regrows` may
+        bring pruned weights back. Raises `ScoreError` if the criterion changes a weight, and what `select` raises.
         """
+        seed = derived_seed(self.seed, index)
         inputs = ScoreInputs(
             weights={name: weights[name].detach() for name in mask},
             initial={name: initial[name].detach() for name in mask},
             mask=mask,
-            generator=torch.Generator().manual_seed(derived_seed(self.seed, index)),
+            generator=torch.Generator().manual_seed(seed),
+            keep=keep,
+            data=self.probe(seed) if self.probe else None,
         )
         versions = {name: tensor._version for name, tensor in inputs.weights.items()}
-        counts = self.allocation.call(mask.shapes, keep, floors=self.floors, capacities=mask.counts)
-        floors = None if isinstance(counts, Mapping) else self.floors
-        chosen = select(self.criterion.call(inputs), mask, counts, floors=floors)
+        scores = self.criterion.call(inputs)
+        candidates = Mask.ones(mask.shapes, aliases=mask.aliases) if self.criterion.regrows else mask
+        chosen = self._guarded(scores, candidates, keep, index)
         if changed := [name for name, tensor in inputs.weights.items() if tensor._version != versions[name]]:
             raise ScoreError(
                 f"criterion {self.criterion.provenance.entry} changed the weights of {', '.join(changed)} in place; "
                 "a criterion must only read them (use abs(), not abs_())"
             )
+        if chosen == mask and keep < mask.kept:
+            warnings.warn(
+                f"round {index} prunes nothing: its budget is {keep} of {mask.kept} weights, and no whole unit fits "
+                "into the difference; choose smaller units or fewer rounds",
+                NoEffectWarning,
+                stacklevel=2,
+            )
         return chosen
 
+    def _guarded(self, scores: Mapping[str, torch.Tensor], mask: Mask, keep: int, index: int) -> Mask:
+        """Return the chosen mask after doing what was asked for when it leaves almost nothing of a parameter."""
+        chosen = self._chosen(scores, mask, keep, self.floors)
+        thin = collapsed(chosen.densities)
+        if not thin:
+            return chosen
+        listed = ", ".join(f"{name} ({density:.2%} left)" for name, density in thin.items())
+        advice = "set a floor such as 0.01, or choose a criterion that compares layers fairly: 'magnitude_over_init'"
+        if self.on_collapse == "stop":
+            raise CollapseError(f"round {index} would leave almost nothing of {listed}; {advice}")
+        if self.on_collapse == "reallocate":
+            least = floor_counts(self.pattern.shapes, COLLAPSE)
+            capacities = self.pattern.capacities(mask)
+            raised = {name: min(max(n, self.floors.get(name, 0)), capacities[name]) for name, n in least.items()}
+            chosen = self._chosen(scores, mask, keep, raised)
+            advice = f"every part keeps {COLLAPSE:.0%} instead"
+        warnings.warn(
+            f"round {index} leaves almost nothing of {listed}; {advice}"
+            if self.on_collapse == "warn"
+            else f"round {index} would leave almost nothing of {listed}; {advice}",
+            CollapseWarning,
+            stacklevel=2,
+        )
+        return chosen
 
-def derived_seed(seed: int, index: int) -> int:
-    """Return a generator seed for one round: 63 bits of SHA-256 over the run's seed and the round's index."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") >> 1
+    def _chosen(self, scores: Mapping[str, torch.Tensor], mask: Mask, keep: int, floors: Mapping[str, int]) -> Mask:
+        capacities = self.pattern.capacities(mask)
+        counts = self.allocation.call(self.pattern.shapes, keep, floors=floors, capacities=capacities)
+        return self.pattern.select(scores, mask, counts, {} if isinstance(counts, Mapping) else floors)

@@ -14,19 +14,28 @@ from ticketkit.ticket import Provenance
 KINDS = {
     "criterion": "ticketkit_register_criteria",
     "schedule": "ticketkit_register_schedules",
+    "granularity": "ticketkit_register_granularities",
     "allocation": "ticketkit_register_allocators",
     "backbone": "ticketkit_register_backbones",
     "corpus": "ticketkit_register_corpora",
     "trainer": "ticketkit_register_trainers",
 }
 
+# What a criterion may say at registration that it looks at, beyond the weights.
+NEEDS = frozenset({"initial", "gradients", "activations"})
+
 
 @dataclass(frozen=True)
 class Choice:
-    """Something callable that a user chose, with its options bound and its origin noted."""
+    """Something callable that a user chose, with its options bound and its origin noted.
+
+    `needs` and `regrows` are those of a criterion: what it looks at, and whether it may bring pruned weights back.
+    """
 
     call: Callable[..., Any]
     provenance: Provenance
+    needs: frozenset[str] = frozenset()
+    regrows: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Entry:
     options: type[BaseModel] | None
     plugin: str
     version: str
+    needs: frozenset[str] = frozenset()
+    regrows: bool = False
 
     @property
     def summary(self) -> str:
@@ -52,14 +63,15 @@ class Entry:
         if self.options is None:
             if options:
                 raise ConfigError(f"{self.kind} {self.name!r} takes no options, but {sorted(options)} were given")
-            return Choice(self.call, Provenance(entry=origin, version=self.version))
+            return Choice(self.call, Provenance(entry=origin, version=self.version), self.needs, self.regrows)
         try:
             validated = self.options.model_validate(dict(options))
         except ValidationError as error:
             raise ConfigError(f"{self.kind} {self.name!r}:\n  " + "\n  ".join(validation_lines(error))) from error
         call = _with_options(self.call, validated)
         recorded = validated.model_dump(mode="json", exclude_defaults=True)
-        return Choice(call, Provenance(entry=origin, version=self.version, options=recorded))
+        provenance = Provenance(entry=origin, version=self.version, options=recorded)
+        return Choice(call, provenance, self.needs, self.regrows)
 
 
 class Registry:

@@ -1,5 +1,6 @@
 """The state of every random generator that training draws from, captured, restored and written without pickle."""
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -79,3 +80,8 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         before.restore()
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """Return a generator seed for one round: 63 bits of SHA-256 over the run's seed and the round's index."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") >> 1

@@ -1,10 +1,10 @@
 """What an experiment needs from a backbone, a corpus and a trainer: the roles that plugins fill."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,29 @@ class Trainer(Protocol):
 
     def evaluate(self, split: str) -> Mapping[str, float]:
         """Return the metrics of the module's present weights on `split` (`"dev"` or `"test"`)."""
+        ...
+
+
+@runtime_checkable
+class ScoringTrainer(Protocol):
+    """A trainer whose batches and loss can score weights, for criteria that look at gradients or activations."""
+
+    def scoring_batches(self) -> Iterable[Any]:
+        """Return training batches, the same at every call."""
+        ...
+
+    def scoring_loss(self, module: nn.Module, batch: Any) -> Tensor:
+        """Return the mean loss of a batch as a scalar."""
+        ...
+
+
+@runtime_checkable
+class EpochTrainer(Protocol):
+    """A trainer that knows how many optimizer steps it takes in an epoch, for rewinding to an epoch."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of optimizer steps in one epoch."""
         ...
 
 

@@ -1,22 +1,59 @@
 """One round, as the training loop sees it: which it is, what it may train, and where to note what was measured."""
 
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 from torch import nn
 from torch.optim import Optimizer
 
 from ticketkit.enforce import Enforcement
-from ticketkit.errors import ConfigError
+from ticketkit.errors import ConfigError, NoEffectWarning
 from ticketkit.mask import Mask
+from ticketkit.rewind import PARTS
+from ticketkit.snapshot import Snapshot
+from ticketkit.state import Stateful, copied
+
+PROGRESS = "round"  # the name under which a checkpoint holds the round's own counters
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a round starts from.
+
+    `step` is the number of optimizer steps that the network it is rewound to has behind it; `training` the states that
+    tracked objects go back to or carry over; `checkpoint` the middle of this round, if an earlier process saved it.
+    """
+
+    step: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Snapshot | None = None
 
 
 class Round:
     """One training in an IMP run: the model is rewound, the mask is held; train it, then log what you measured."""
 
-    def __init__(self, index: int, mask: Mask, model: nn.Module, enforcement: Enforcement):
+    def __init__(
+        self,
+        index: int,
+        mask: Mask,
+        model: nn.Module,
+        enforcement: Enforcement,
+        start: Start,
+        *,
+        on_track: Callable[[str, Stateful], object],
+        save: Callable[[Snapshot], None] | None,
+    ):
         self.index = index
         self.mask = mask
         self.model = model
         self.metrics: dict[str, float] = {}
+        self.tracked: dict[str, Stateful] | None = None
         self._enforcement = enforcement
+        self._start = start
+        self._on_track = on_track
+        self._save = save
 
     @property
     def density(self) -> float:
@@ -33,3 +70,93 @@ class Round:
     def check_optimizer(self, *optimizers: Optimizer) -> None:
         """Raise `ScopeError` unless the optimizers together hold every trainable parameter in scope."""
         self._enforcement.check_optimizer(*optimizers)
+
+    def track(self, **objects: Stateful) -> int:
+        """Hand over the training state beyond the model, and return the step from which the loop goes on.
+
+        The names are the loop's own: `optimizer`, `scheduler`, `scaler`, `ema`, `sampler`, anything with `state_dict`
+        and `load_state_dict`. Call it once a round, after building these objects and before the first step. Each gets
+        the state that the rewind policy gives it. In a round that an earlier process was killed in, they, the model and
+        the random generators get the state of the last `checkpoint`. The returned step is 0 for a fresh start, the step
+        given to that checkpoint, or the k of `rewind="step:k"`. An averaged model (an `nn.Module`) is masked too.
+
+            start = round.track(optimizer=optimizer, scheduler=scheduler)
+            for step in range(start, steps):
+                ...
+                if (step + 1) % 1000 == 0:
+                    round.checkpoint(step=step + 1)
+        """
+        if self.tracked is not None:
+            raise ConfigError("round.track() was called before in this round; hand all objects over in one call")
+        _check_stateful(objects)
+        self.tracked = objects
+        checkpoint = self._start.checkpoint
+        for name, thing in objects.items():
+            if checkpoint is None and self.index == 0:
+                self._on_track(name, thing)
+            elif checkpoint is None and name in self._start.training:
+                thing.load_state_dict(copied(self._start.training[name]))
+        step = self._start.step if checkpoint is None else self._continue(checkpoint, objects)
+        for thing in objects.values():
+            if isinstance(thing, nn.Module):
+                self._enforcement.hold_average(thing)
+        return step
+
+    def checkpoint(self, *, step: int) -> None:
+        """Save the middle of this round: model, random generators, logged metrics, everything tracked; and `step`.
+
+        After a crash the round goes on from here to the same bits. Needs a `run_dir` and `track` before.
+        """
+        if self.tracked is None:
+            raise ConfigError("call round.track(optimizer=..., ...) first: it restores what checkpoint() saves")
+        if self._save is None:
+            warnings.warn(
+                "round.checkpoint() saves nothing without a run directory; give IMP a run_dir",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+            return
+        counters = {"step": step, "optimizer_steps": self._enforcement.steps, "metrics": self.metrics}
+        self._save(Snapshot.capture(self.model, {**self.tracked, PROGRESS: _Counters(counters)}))
+
+    def _continue(self, checkpoint: Snapshot, objects: Mapping[str, Stateful]) -> int:
+        """Put model, objects and generators to the middle of the round; return the step that it stands at."""
+        saved = checkpoint.training.keys() - {PROGRESS}
+        if saved != objects.keys():
+            raise ConfigError(
+                f"the checkpoint of round {self.index} holds {sorted(saved)}, but the loop tracks {sorted(objects)}; "
+                "track the same objects, or delete the checkpoint to train the round from its start"
+            )
+        checkpoint.restore_tensors(self.model)
+        for name, thing in objects.items():
+            thing.load_state_dict(copied(checkpoint.training[name]))
+        counters = checkpoint.training[PROGRESS]
+        self._enforcement.continue_from(counters["optimizer_steps"])
+        self.metrics.update(counters["metrics"])
+        checkpoint.rng.restore()
+        step: int = counters["step"]
+        return step
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """The round's own counters, in the form of something that can be tracked."""
+
+    values: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.values
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.values.update(state_dict)
+
+
+def _check_stateful(objects: Mapping[str, Any]) -> None:
+    for name, thing in objects.items():
+        if name in (*PARTS, PROGRESS):
+            raise ConfigError(f"round.track({name}=...): the engine itself keeps {name!r}; choose another name")
+        if not all(callable(getattr(thing, method, None)) for method in ("state_dict", "load_state_dict")):
+            raise ConfigError(
+                f"round.track({name}=...) needs an object with state_dict() and load_state_dict(), not a "
+                f"{type(thing).__name__}"
+            )

@@ -2,32 +2,34 @@
 
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import prod
+from types import FunctionType
 from typing import Self
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.parameter import is_lazy
 
 from ticketkit.errors import NoEffectWarning, ScopeError
 from ticketkit.mask import Mask, Shape, shape_differences
+from ticketkit.names import computed_weights, memory_of, named_parameters, owned_parameters, unwrap, weight_names
+from ticketkit.names import tied_groups as tied_groups
 
-ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+Where = Callable[[str, nn.Parameter, nn.Module], bool]
 
 
 @dataclass(frozen=True)
 class Scope:
     """The parameters that are masked, scored and counted, in the order of `model.named_parameters()`.
 
-    Each group of tied parameters appears once, under its first name; `aliases` holds the others. `total` counts the
-    weights in scope and `model_total` those of the whole model, tied ones once: every density says which of the two it
-    is a share of.
+    Names are canonical: those of the network itself, whatever wraps it. Each group of tied parameters appears once,
+    under its first name; `aliases` holds the others. `total` counts the weights in scope and `model_total` those of the
+    whole model, tied ones once: every density says which of the two it is a share of. The other fields are the rule, as
+    `of` takes it; of a function, `where`, its name.
     """
 
     shapes: Mapping[str, Shape]
@@ -35,41 +37,61 @@ class Scope:
     model_total: int
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
+    where: str | None = None
+    embeddings: bool = False
+    bare: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, *, include: Iterable[str] | None = None, exclude: Iterable[str] = ()) -> Self:
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        include: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+        where: Where | None = None,
+        embeddings: bool = False,
+        bare: bool = False,
+    ) -> Self:
         """Return the scope of a model under a rule.
 
         By default it holds the weight matrices and kernels of Linear, Bilinear, convolutions, recurrent layers and
-        cells (input, recurrent and projection weights of all layers and directions) and attention projections; not
-        biases, norms and embeddings. Patterns are shell globs over parameter names: `include` chooses among these
-        weights, and a full name without wildcards adds a parameter of any kind; `exclude` then removes.
+        cells (input, recurrent and projection weights of all layers and directions), attention projections and the
+        `Conv1D` of transformers; not biases, norms and embeddings. Two options widen what counts as a weight:
+        `embeddings` adds the tables of Embedding and EmbeddingBag; `bare` adds the parameters of two or more dimensions
+        that modules of your own hold directly or in a ParameterList or ParameterDict (learned positions and class
+        tokens among them, which is why it is an option; a subclass of a torch.nn layer counts as that layer).
 
-        Raises `ScopeError` when a pattern matches nothing or nothing is left to prune.
+        Then `include` chooses among the weights by shell globs over canonical names, and a full name without wildcards
+        adds a parameter of any kind; `where(name, parameter, module)` keeps those for which it returns True, `module`
+        being the one that holds the parameter; `exclude` removes. A tied parameter is asked for under all its names,
+        and one that fits is enough.
+
+        Raises `ScopeError` when a pattern matches nothing or nothing is left to prune; warns `NoEffectWarning` of an
+        option or a `where` that changes nothing.
 
         >>> Scope.of(nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 4)), exclude=["0.*"]).shapes
         {'1.weight_ih_l0': (16, 2), '1.weight_hh_l0': (16, 4)}
         """
         groups = tied_groups(model)
-        parameters = dict(model.named_parameters())
-        weights = weight_names(model)
+        parameters = dict(named_parameters(model))
+        weights = weight_names(model, embeddings=embeddings, bare=bare)
         include = None if include is None else _patterns(include, "include")
         exclude = _patterns(exclude, "exclude")
         chosen = {name for name, names in groups.items() if not weights.isdisjoint(names)}
         if include is not None:
             chosen = {name for pattern in include for name in _included(pattern, groups, weights)}
+        else:
+            _warn_of_computed_weights(model, exclude)
+        if where is not None:
+            chosen = _passed(where, model, groups, chosen)
         for pattern in exclude:
-            matched = {name for name, names in groups.items() if any(fnmatchcase(n, pattern) for n in names)}
-            if not matched:
-                raise ScopeError(_no_match("exclude", pattern, groups))
-            chosen -= matched
+            chosen -= _excluded(pattern, groups)
         if not chosen:
             raise ScopeError(
-                f"nothing to prune: none of the {len(groups)} parameters of {type(model).__name__} left in scope is "
-                "a weight of a Linear, convolution, recurrent or attention layer; include=[...] takes full names"
+                f"nothing to prune: none of the {len(groups)} parameters of {type(unwrap(model)).__name__} left in "
+                "scope is a weight of a Linear, convolution, recurrent or attention layer; embeddings=True and "
+                "bare=True widen the scope, and include=[...] takes full names"
             )
-        if include is None:
-            _warn_of_computed_weights(model, exclude)
         names = [name for name in groups if name in chosen]
         chosen_parameters = {name: parameters[name] for name in names}
         _check_prunable(chosen_parameters)
@@ -80,6 +102,9 @@ class Scope:
             model_total=sum(parameters[name].numel() for name in groups if not is_lazy(parameters[name])),
             include=include,
             exclude=exclude,
+            where=None if where is None else _name_of(where),
+            embeddings=embeddings,
+            bare=bare,
         )
 
     @property
@@ -108,10 +133,11 @@ class Scope:
 
 def masked_parameters(model: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, list[nn.Parameter]]:
     """Return for each name the model's parameter and any tied to it; raise `ScopeError` listing all that do not fit."""
-    by_name = dict(model.named_parameters(remove_duplicate=False))
+    by_name = dict(named_parameters(model, remove_duplicate=False))
     found = {name: tuple(parameter.shape) for name, parameter in by_name.items() if name in shapes}
     if problems := shape_differences(shapes, found):
-        raise ScopeError(f"{type(model).__name__} does not have the masked parameters:\n  " + "\n  ".join(problems))
+        kind = type(unwrap(model)).__name__
+        raise ScopeError(f"{kind} does not have the masked parameters:\n  " + "\n  ".join(problems))
     groups = {member: names for names in tied_groups(model).values() for member in names}
     result = {}
     for name in shapes:
@@ -120,42 +146,9 @@ def masked_parameters(model: nn.Module, shapes: Mapping[str, Shape]) -> dict[str
     return result
 
 
-def tied_groups(model: nn.Module) -> dict[str, list[str]]:
-    """Return first name → all names of every parameter, where names that share one storage form a group."""
-    groups: dict[object, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(_identity(parameter), []).append(name)
-    return {names[0]: names for names in groups.values()}
-
-
-def weight_names(model: nn.Module) -> set[str]:
-    """Return the names of all weight matrices and kernels, whichever of a tied parameter's names that is."""
-    names = set()
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        names |= {f"{prefix}.{leaf}" if prefix else leaf for leaf in _weight_leaves(module)}
-    return names
-
-
-def _weight_leaves(module: nn.Module) -> list[str]:
-    own = [leaf for leaf, _ in module.named_parameters(recurse=False)]
-    if isinstance(module, nn.Linear | nn.Bilinear | _ConvNd):
-        return [leaf for leaf in own if leaf == "weight"]
-    if isinstance(module, RNNBase | RNNCellBase):
-        return [leaf for leaf in own if leaf.startswith("weight_")]
-    if isinstance(module, nn.MultiheadAttention):
-        return [leaf for leaf in own if leaf in ATTENTION_WEIGHTS]
-    return []
-
-
 def _warn_of_computed_weights(model: nn.Module, exclude: Sequence[str]) -> None:
     """Warn of weights that are no parameters but computed from some: they would stay dense without a word."""
-    computed = [
-        name
-        for prefix, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Bilinear | _ConvNd) and "weight" not in module._parameters
-        for name in [f"{prefix}.weight" if prefix else "weight"]
-        if not any(fnmatchcase(name, pattern) for pattern in exclude)
-    ]
+    computed = [name for name in computed_weights(model) if not any(fnmatchcase(name, pattern) for pattern in exclude)]
     if computed:
         warnings.warn(
             f"not in scope, because a parametrization, weight_norm or torch.nn.utils.prune computes them: "
@@ -163,14 +156,6 @@ def _warn_of_computed_weights(model: nn.Module, exclude: Sequence[str]) -> None:
             NoEffectWarning,
             stacklevel=3,
         )
-
-
-def _identity(parameter: nn.Parameter) -> object:
-    """Return a key that two parameters share if they are one object or the same view of one storage."""
-    if is_lazy(parameter) or parameter.is_meta or parameter.numel() == 0:
-        return id(parameter)
-    view = (parameter.storage_offset(), tuple(parameter.shape), parameter.stride())
-    return (parameter.device, parameter.untyped_storage().data_ptr(), *view)
 
 
 def _patterns(patterns: Iterable[str], what: str) -> tuple[str, ...]:
@@ -188,9 +173,42 @@ def _included(pattern: str, groups: Mapping[str, Sequence[str]], weights: set[st
     if others := [name for names in matched.values() for name in names]:
         raise ScopeError(
             f"include {pattern!r} matches only parameters that are no weight matrices or kernels: {', '.join(others)}; "
-            "write their full names to prune them all the same"
+            "write their full names to prune them all the same, or see the options embeddings and bare"
         )
     raise ScopeError(_no_match("include", pattern, groups))
+
+
+def _excluded(pattern: str, groups: Mapping[str, Sequence[str]]) -> set[str]:
+    """Return the first names of the groups that an exclude pattern removes."""
+    matched = {first for first, names in groups.items() if any(fnmatchcase(name, pattern) for name in names)}
+    if not matched:
+        raise ScopeError(_no_match("exclude", pattern, groups))
+    return matched
+
+
+def _passed(where: Where, model: nn.Module, groups: Mapping[str, Sequence[str]], chosen: set[str]) -> set[str]:
+    """Return those of the chosen groups of which a name passes the user's predicate."""
+    first_of = {name: first for first in chosen for name in groups[first]}
+    passed = set()
+    for name, parameter, module in owned_parameters(model, remove_duplicate=False):
+        if name in first_of:
+            answer = where(name, parameter, module)
+            if not isinstance(answer, bool):
+                raise ScopeError(f"where={_name_of(where)} returned {answer!r} for {name!r}; it must return a bool")
+            if answer:
+                passed.add(first_of[name])
+    if passed == chosen and chosen:
+        warnings.warn(
+            f"where={_name_of(where)} changed nothing: it is True for all {len(chosen)} parameters in scope",
+            NoEffectWarning,
+            stacklevel=3,
+        )
+    return passed
+
+
+def _name_of(function: object) -> str:
+    named = function if isinstance(function, FunctionType) else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _no_match(what: str, pattern: str, groups: Mapping[str, Sequence[str]]) -> str:
@@ -212,11 +230,10 @@ def _check_separate(parameters: Mapping[str, nn.Parameter]) -> None:
     """Raise `ScopeError` for two parameters that share memory without being the same view of it, such as w and w.T."""
     spans: dict[object, list[tuple[int, int, str]]] = {}
     for name, parameter in parameters.items():
-        if parameter.numel() and not parameter.is_meta:
+        if (memory := memory_of(parameter)) is not None:
             steps = zip(parameter.shape, parameter.stride(), strict=True)
             first = int(parameter.storage_offset())
             last = first + sum((int(size) - 1) * int(step) for size, step in steps)
-            memory = (parameter.device, parameter.untyped_storage().data_ptr())
             spans.setdefault(memory, []).append((first, last, name))
     for found in spans.values():
         found.sort()

@@ -25,7 +25,7 @@ from torch import nn
 
 from ticketkit.errors import MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask, shape_differences
-from ticketkit.rewind import content_digest, state_tensors
+from ticketkit.snapshot import content_digest, state_tensors
 from ticketkit.scope import masked_parameters
 from ticketkit.storage import canonical_json, write_atomically
 
@@ -51,9 +51,10 @@ class TicketFacts(BaseModel):
     exclude: tuple[str, ...] = ()
     model_total: int | None = None
     criterion: Provenance | None = None
+    granularity: Provenance | None = None
     schedule: Provenance | None = None
     allocation: Provenance | None = None
-    floor: float | None = None
+    floor: float | dict[str, float] | None = None
     rewind: str | None = None
     rewound: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
@@ -137,7 +138,7 @@ class Ticket:
 
         Raises `TicketError` listing every name and shape on which model and ticket differ; the model is then untouched.
         """
-        self._check_fits(model)
+        self.check_fits(model)
         if self.weights is not None:
             with torch.no_grad():
                 for key, tensor in state_tensors(model).items():
@@ -150,7 +151,7 @@ class Ticket:
 
     def verify(self, model: nn.Module) -> None:
         """Raise `TicketError` unless the ticket fits the model and every pruned weight of it is exactly zero."""
-        self._check_fits(model)
+        self.check_fits(model)
         groups = masked_parameters(model, self.mask.shapes)
         _check_pruned(self.mask, {name: group[0] for name, group in groups.items()})
 
@@ -168,7 +169,8 @@ class Ticket:
             raise TicketError(f"{path} is of another architecture than this ticket:\n  " + "\n  ".join(problems))
         _check_pruned(self.mask, tensors)
 
-    def _check_fits(self, model: nn.Module) -> None:
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise `TicketError` listing every name and shape on which model and ticket differ."""
         try:
             masked_parameters(model, self.mask.shapes)
         except ScopeError as error:

@@ -69,6 +69,24 @@ class CtcTrainer:
                     recognised[index] = text
         return {**error_rates([e.text for e in examples], recognised), "loss": losses.mean().item()}
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of optimizer steps in one epoch."""
+        return len(self._batches(epoch=1))
+
+    def scoring_batches(self) -> list[list[Example]]:
+        """Return the first training batches of an order of their own, the same at every call; not augmented."""
+        examples = self._examples("train")
+        return [[examples[i] for i in indices] for indices in self._batches(epoch=0)[: self._options.scoring_batches]]
+
+    def scoring_loss(self, module: nn.Module, batch: Sequence[Example]) -> Tensor:
+        """Return the mean CTC loss of a batch, in nats an utterance."""
+        return self._forward(batch)[2].mean()
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        lengths = [len(example.features) for example in self._examples("train")]
+        return training_batches(lengths, batch_size=self._options.batch_size, seed=self._seed, epoch=epoch)
+
     def _examples(self, split: str) -> list[Example]:
         """Return the examples of a split, prepared at the first call."""
         if split not in self._prepared:
@@ -79,8 +97,7 @@ class CtcTrainer:
     def _train_epoch(self, epoch: int, optimizer: Optimizer) -> float:
         """Take one step a batch over all training examples; return the mean loss of an utterance."""
         examples, options = self._examples("train"), self._options
-        lengths = [len(e.features) for e in examples]
-        batches = training_batches(lengths, batch_size=options.batch_size, seed=self._seed, epoch=epoch)
+        batches = self._batches(epoch)
         self._bundle.module.train()
         total = 0.0
         for number, indices in enumerate(batches, start=1):

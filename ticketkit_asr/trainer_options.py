@@ -33,5 +33,7 @@ class CtcOptions(BaseModel):
     weight_decay: float = Field(default=1e-5, ge=0)
     grad_norm: float = Field(default=400.0, gt=0)
     """Gradients are scaled down to this norm where they exceed it."""
+    scoring_batches: PositiveInt = 16
+    """Training batches that a criterion which looks at gradients or activations sees, without SpecAugment."""
     augment: SpecAugmentOptions | None = None
     """SpecAugment of the training features; none by default."""

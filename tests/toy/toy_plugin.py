@@ -83,6 +83,18 @@ class Trainer:
             return {"wer": (self.module(x).argmax(1) != y).float().mean().item()}
 
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.corpus.splits["train"][0].split(16))
+
+    def scoring_batches(self) -> list[Any]:
+        x, y = self.corpus.splits["train"]
+        return list(zip(x.split(16), y.split(16), strict=True))
+
+    def scoring_loss(self, module: nn.Module, batch: Any) -> ticketkit.Tensor:
+        return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+
 def signed(inputs: ticketkit.ScoreInputs) -> dict[str, ticketkit.Tensor]:
     """Return w itself: a criterion that keeps the largest positive weights."""
     return dict(inputs.weights)

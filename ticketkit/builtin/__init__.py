@@ -1,21 +1,63 @@
 """The built-in criteria, schedules and allocators, registered through the same hooks as anyone's."""
 
-from ticketkit.builtin import allocators, criteria, schedules
+from ticketkit.builtin import (
+    activation_criteria,
+    allocators,
+    gradient_criteria,
+    granularities,
+    schedules,
+    synflow,
+    weight_criteria,
+)
 from ticketkit.hookspecs import Register, hookimpl
 
 
 @hookimpl
 def ticketkit_register_criteria(register: Register) -> None:
     """Register the built-in criteria."""
-    register("magnitude", criteria.magnitude)
-    register("magnitude_over_init", criteria.magnitude_over_init)
-    register("random", criteria.random)
+    register("magnitude", weight_criteria.magnitude)
+    register("magnitude_over_init", weight_criteria.magnitude_over_init, needs={"initial"})
+    register("layer_normalised_magnitude", weight_criteria.layer_normalised_magnitude)
+    register("magnitude_increase", weight_criteria.magnitude_increase, needs={"initial"})
+    register("signed_movement", weight_criteria.signed_movement, needs={"initial"})
+    register("lamp", weight_criteria.lamp)
+    register("random", weight_criteria.random)
+    register("inverted", weight_criteria.inverted, options=weight_criteria.InvertedOptions, needs={"initial"})
+    for criterion in (
+        gradient_criteria.snip,
+        gradient_criteria.taylor,
+        gradient_criteria.fisher,
+        gradient_criteria.grasp,
+    ):
+        register(criterion.__name__, criterion, options=gradient_criteria.GradientOptions, needs={"gradients"})
+    register("synflow", synflow.synflow, options=synflow.SynflowOptions, needs={"gradients"})
+    register("wanda", activation_criteria.wanda, needs={"activations"})
 
 
 @hookimpl
 def ticketkit_register_schedules(register: Register) -> None:
     """Register the built-in schedules."""
     register("geometric", schedules.geometric)
+    register("one_shot", schedules.one_shot)
+    register("linear", schedules.linear)
+    register("cubic", schedules.cubic)
+    register("cosine", schedules.cosine)
+    register("constant_count", schedules.constant_count, options=schedules.ConstantCountOptions)
+    register("explicit", schedules.explicit, options=schedules.ExplicitOptions)
+
+
+@hookimpl
+def ticketkit_register_granularities(register: Register) -> None:
+    """Register the built-in granularities."""
+    register("weight", granularities.weight)
+    register("block", granularities.block, options=granularities.BlockOptions)
+    register("n_m", granularities.n_m, options=granularities.NOfMOptions)
+    register("row", granularities.row, options=granularities.UnitOptions)
+    register("column", granularities.column, options=granularities.UnitOptions)
+    register("filter", granularities.filter_, options=granularities.FeedOptions)
+    register("channel", granularities.channel, options=granularities.UnitOptions)
+    register("rnn_unit", granularities.rnn_unit, options=granularities.FeedOptions)
+    register("head", granularities.head, options=granularities.UnitOptions)
 
 
 @hookimpl
@@ -23,3 +65,7 @@ def ticketkit_register_allocators(register: Register) -> None:
     """Register the built-in allocators."""
     register("global", allocators.global_ranking)
     register("uniform", allocators.uniform)
+    register("erdos_renyi", allocators.erdos_renyi)
+    register("erk", allocators.erk)
+    register("by_pattern", allocators.by_pattern, options=allocators.ByPatternOptions)
+    register("layer_counts", allocators.layer_counts, options=allocators.LayerCountsOptions)

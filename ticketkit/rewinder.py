@@ -1,0 +1,175 @@
+"""Puts the model where each round of a run starts, and remembers what later rounds go back to."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ticketkit.enforce import Enforcement
+from ticketkit.errors import ConfigError, StorageError
+from ticketkit.ledger import INIT, REWIND, Ledger
+from ticketkit.rewind import (
+    PARTS,
+    Initialiser,
+    Rewind,
+    check_reinitialisable,
+    load_pretrained_,
+    part_of,
+    reinitialise_,
+    rewind_,
+)
+from ticketkit.rng import derived_seed
+from ticketkit.round import Round, Start
+from ticketkit.scope import Scope
+from ticketkit.snapshot import Snapshot
+from ticketkit.state import Stateful
+
+
+@dataclass
+class Rewinder:
+    """One run's rewinding. With a ledger every snapshot lives on disk and is mapped into memory when it is read."""
+
+    model: nn.Module
+    scope: Scope
+    policy: Rewind
+    seed: int
+    initialise: Initialiser | None = None
+    ledger: Ledger | None = None
+
+    def __post_init__(self) -> None:
+        self._capture_step = self.policy.capture_step
+        self._initial: Snapshot | None = None
+        self._captured: Snapshot | None = None
+        self._last: Snapshot | None = None
+        self._flags: dict[nn.Module, bool] = {}
+        if self.policy.name == "reinit" and self.initialise is None:
+            check_reinitialisable(self.model)
+
+    def open(self) -> None:
+        """Take over the snapshots that earlier processes left in the run directory."""
+        if self.ledger:
+            self._initial = self._initial or self.ledger.snapshot(INIT)
+            self._captured = self._captured or self.ledger.snapshot(REWIND)
+
+    @property
+    def origin(self) -> Snapshot:
+        """What rounds after the first go back to."""
+        found = self._initial if self._capture_step is None else self._captured
+        if found is None:
+            missing = INIT if self._capture_step is None else REWIND
+            raise StorageError(f"rounds without the snapshot they are rewound to: {missing} has vanished")
+        return found
+
+    def begin(self, index: int) -> Start:
+        """Put the model where round `index` starts, and return what its loop may need to know of that.
+
+        Every module's training flag goes back too: an evaluation that left the model in eval mode must not switch
+        dropout off in the next round.
+        """
+        self._flags = self._flags or {module: module.training for module in self.model.modules()}
+        for module, training in self._flags.items():
+            module.training = training
+        checkpoint = self.ledger.checkpoint(index) if self.ledger else None
+        if index == 0:
+            self._begin_first()
+            return Start(checkpoint=checkpoint)
+        carried = self._trained(index - 1) if self._carries_parts else None
+        if carried is not None:
+            carried.restore(self.model)
+        if self.policy.name == "reinit":
+            reinitialise_(self.model, derived_seed(self.seed, index), self.initialise)
+            if carried is not None:
+                kept = {key for key in carried.tensors if not self._goes_back(key)}
+                carried.restore_tensors(self.model, kept)
+        else:
+            rewind_(self.model, self.origin, self.policy, self.scope.names)
+        if self.policy.name == "reinit" and self.policy.rewinds("rng"):
+            self.origin.rng.restore()
+        went_back = {name: state for name, state in self.origin.training.items() if self.policy.rewinds(name)}
+        training = {**(carried.training if carried else {}), **went_back}
+        step = self._capture_step or 0
+        return Start(step if self.policy.rewinds("weights") else 0, training, checkpoint)
+
+    def watch(self, current: Round, enforcement: Enforcement) -> None:
+        """In the first round, capture the network at the optimizer step that later rounds go back to."""
+        if current.index == 0 and self._capture_step is not None and self._captured is None:
+
+            def capture(step: int) -> None:
+                if step == self._capture_step:
+                    self._captured = self._kept(Snapshot.capture(self.model, current.tracked), REWIND)
+
+            enforcement.on_step = capture
+
+    def track(self, name: str, thing: Stateful) -> None:
+        """Note the state of something that the loop of the first round tracks, as it is before that round."""
+        if self._capture_step is None and self.policy.rewinds(name) and self._initial is not None:
+            self._initial = self._kept(self._initial.with_training(name, thing), INIT)
+
+    def finish(self, current: Round, enforcement: Enforcement) -> Snapshot | None:
+        """Return the network at the end of a round if anything needs it; raise if the round never got to step k."""
+        tracked = current.tracked or {}
+        if current.index == 0:
+            self.policy.check_parts(tracked)
+            if self._capture_step is not None and self._captured is None:
+                raise ConfigError(
+                    f"rewind {str(self.policy)!r} goes back to optimizer step {self._capture_step}, but the first round "
+                    f"took only {enforcement.steps}; rewind earlier or train longer"
+                )
+        if self.ledger is None and not self._carries(tracked):
+            return None
+        carried = {name: thing for name, thing in tracked.items() if not self.policy.rewinds(name)}
+        self._last = Snapshot.capture(self.model, carried)
+        return self._last
+
+    def start_tensors(self, index: int) -> Mapping[str, torch.Tensor] | None:
+        """Return what the network was at the start of a round, before its mask; None if nothing kept that."""
+        if index == 0 or self.policy.name != "reinit":
+            tensors = self.origin.tensors
+        else:
+            tensors = self._reinitialised(index)
+        if index == 0 or all(self._goes_back(key) for key in tensors):
+            return tensors
+        if self.ledger is None:
+            return None
+        before = self.ledger.trained(self.ledger.records()[index - 1]).tensors
+        return {key: tensor if self._goes_back(key) else before[key] for key, tensor in tensors.items()}
+
+    def _begin_first(self) -> None:
+        if self._initial is not None:
+            self._initial.restore(self.model)
+            return
+        if self.policy.path is not None:
+            load_pretrained_(self.model, self.policy.path)
+        self._initial = self._kept(Snapshot.capture(self.model), INIT)
+
+    def _kept(self, snapshot: Snapshot, name: str) -> Snapshot:
+        """Write a snapshot to the run directory and return it mapped from there, so that it takes no memory."""
+        if self.ledger is None:
+            return snapshot
+        self.ledger.keep_snapshot(snapshot, name)
+        return self.ledger.snapshot(name) or snapshot
+
+    def _trained(self, index: int) -> Snapshot:
+        if self.ledger is not None:
+            return self.ledger.trained(self.ledger.records()[index])
+        if self._last is None:
+            raise StorageError(f"the network at the end of round {index} is gone; give IMP a run_dir to keep it")
+        return self._last
+
+    def _reinitialised(self, index: int) -> Mapping[str, torch.Tensor]:
+        now = Snapshot.capture(self.model)
+        reinitialise_(self.model, derived_seed(self.seed, index), self.initialise)
+        fresh = Snapshot.capture(self.model).tensors
+        now.restore_tensors(self.model)
+        return fresh
+
+    def _goes_back(self, key: str) -> bool:
+        return self.policy.rewinds(part_of(key, self.scope.names))
+
+    @property
+    def _carries_parts(self) -> bool:
+        return self._carries(())
+
+    def _carries(self, tracked: "Mapping[str, Stateful] | tuple[()]") -> bool:
+        return bool(self.policy.keep) or not all(self.policy.rewinds(part) for part in (*PARTS, *tracked))

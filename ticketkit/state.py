@@ -1,0 +1,110 @@
+"""Training state beyond the network (what `state_dict()` returns) as JSON and tensors, written without pickle.
+
+Any nesting of dicts, lists and tuples over tensors, NumPy arrays, numbers, strings, bytes, dtypes and None is kept with
+its types, so that an optimizer, a scheduler, a gradient scaler or a sampler gets back exactly what it gave.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ticketkit.errors import StorageError
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Stateful(Protocol):
+    """What can be tracked: optimizers, schedulers, scalers, averaged models, samplers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state; it may share memory with the object."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Take over a state that `state_dict` returned."""
+        ...
+
+
+def copied(state: Any) -> Any:
+    """Return a nested state that shares no memory with the given one; tensors come to the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, np.ndarray):
+        return state.copy()
+    if isinstance(state, Mapping):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        values = [copied(value) for value in state]
+        return tuple(values) if isinstance(state, tuple) else values
+    return state
+
+
+def flattened(state: Any, path: str, tensors: Tensors) -> Any:
+    """Return a state as JSON; its tensors are put into `tensors`, not copied, under keys that begin with `path`.
+
+    Raises `StorageError` naming the place of anything that cannot be written, such as a function.
+
+    >>> tensors = {}
+    >>> flattened({"step": torch.tensor(3.0), "betas": (0.9, 0.95)}, "adam", tensors)
+    ['d', [['step', ['t', 'adam.step']], ['betas', ['u', [0.9, 0.95]]]]]
+    """
+    if state is None or isinstance(state, bool | int | str):
+        return state
+    if isinstance(state, float):
+        return state if np.isfinite(state) else ["f", repr(float(state))]
+    if isinstance(state, torch.Tensor):
+        tensors[path] = state.detach().cpu().contiguous()
+        return ["t", path]
+    if isinstance(state, np.ndarray) and state.dtype.kind in "biuf":
+        tensors[path] = torch.from_numpy(np.ascontiguousarray(state))
+        return ["n", path]
+    if isinstance(state, np.generic) and state.dtype.kind in "biuf":
+        return ["g", state.dtype.str, state.tobytes().hex()]
+    if isinstance(state, bytes):
+        return ["b", state.hex()]
+    if isinstance(state, torch.dtype):
+        return ["y", str(state).removeprefix("torch.")]
+    if isinstance(state, Mapping):
+        return ["d", [[_key(key, path), flattened(value, f"{path}.{key}", tensors)] for key, value in state.items()]]
+    if isinstance(state, list | tuple):
+        values = [flattened(value, f"{path}.{index}", tensors) for index, value in enumerate(state)]
+        return ["u" if isinstance(state, tuple) else "l", values]
+    raise StorageError(
+        f"the state of {path!r} is a {type(state).__name__}, which cannot be written without pickle; track an object "
+        "whose state_dict() holds tensors, arrays, numbers, strings, lists, tuples and dicts"
+    )
+
+
+def unflattened(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Return the state that `flattened` took apart."""
+    if not isinstance(skeleton, list):
+        return skeleton
+    kind, *content = skeleton
+    match kind:
+        case "f":
+            return float(content[0])
+        case "t":
+            return tensors[content[0]].clone()
+        case "n":
+            return tensors[content[0]].numpy().copy()
+        case "g":
+            return np.frombuffer(bytes.fromhex(content[1]), content[0])[0]
+        case "b":
+            return bytes.fromhex(content[0])
+        case "y":
+            return getattr(torch, content[0])
+        case "d":
+            return {key: unflattened(value, tensors) for key, value in content[0]}
+        case "u":
+            return tuple(unflattened(value, tensors) for value in content[0])
+        case "l":
+            return [unflattened(value, tensors) for value in content[0]]
+    raise StorageError(f"unknown kind of state {kind!r}; the file was written by a later version of ticketkit")
+
+
+def _key(key: Any, path: str) -> int | str:
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise StorageError(f"the state of {path!r} has the key {key!r}; only strings and whole numbers can be written")
+    return key
