@@ -120,6 +120,7 @@ def test_a_pruned_network_computes_the_same_and_is_ordinary_again(name: str) -> 
     Ticket(mask).verify(model)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
 def test_recurrent_layers_use_the_parameters_they_have_afterwards(kind: type[nn.RNNBase]) -> None:
     options = {"proj_size": 2} if kind is nn.LSTM else {}

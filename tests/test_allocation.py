@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketkit import BudgetError, ConfigError, apportion
-from ticketkit.allocation import floor_counts
-from ticketkit.builtin.allocators import global_ranking, uniform
+from ticketkit.allocation import densities_by_name, floor_counts
 from ticketkit.testing import shape_maps
 
 Split = tuple[dict[str, Fraction], dict[str, int], dict[str, int]]
@@ -102,21 +101,23 @@ def test_a_floor_above_the_capacity_is_refused_by_name() -> None:
         apportion({"a": 1, "b": 1}, 6, floors={"b": 5}, capacities={"a": 3, "b": 4})
 
 
-def test_uniform_gives_every_parameter_its_share() -> None:
-    shapes = {"a": (10, 10), "b": (20,), "c": (40, 2)}
-    counts = uniform(shapes, 50, floors={}, capacities={"a": 100, "b": 20, "c": 80})
-    assert counts == {"a": 25, "b": 5, "c": 20}
+def test_much_budget_without_weight_is_handed_out_at_once() -> None:
+    sizes = {"a": 10**9, "b": 10**9, "c": 10**9}
+    counts = apportion({"a": 0, "b": 1, "c": 0}, 25 * 10**8, capacities=sizes, floors={"c": 7})
+    assert counts == {"a": 10**9, "b": 10**9, "c": 5 * 10**8}
 
 
-@given(shape_maps(), st.data())
-def test_uniform_counts_sum_to_the_budget(shapes: dict[str, tuple[int, ...]], data: st.DataObject) -> None:
-    sizes = {name: prod(shape) for name, shape in shapes.items()}
-    keep = data.draw(st.integers(0, sum(sizes.values())))
-    assert sum(uniform(shapes, keep, floors={}, capacities=sizes).values()) == keep
-
-
-def test_global_ranking_leaves_the_budget_whole() -> None:
-    assert global_ranking({"a": (3,)}, 2, floors={}, capacities={"a": 3}) == 2
+@given(splits(), st.data())
+def test_trap_9_a_full_parameter_leaves_its_share_to_the_others(split: Split, data: st.DataObject) -> None:
+    """Filling the full ones by hand and splitting what is left among the others is the same."""
+    weights, floors, capacities = split
+    keep = data.draw(st.integers(sum(floors.values()), sum(capacities.values())))
+    counts = apportion(weights, keep, floors=floors, capacities=capacities)
+    full = {name for name, count in counts.items() if count == capacities[name]}
+    rest = {name: weight for name, weight in weights.items() if name not in full}
+    left = keep - sum(counts[name] for name in full)
+    unbounded = dict.fromkeys(rest, keep)
+    assert apportion(rest, left, floors=floors, capacities=unbounded) == {name: counts[name] for name in rest}
 
 
 @given(shape_maps(), st.integers(0, 99))
@@ -133,3 +134,41 @@ def test_a_floor_is_a_density_below_one(floor: float) -> None:
 
 def test_no_floor_is_no_count() -> None:
     assert floor_counts({"a": (2,)}, None) == {}
+
+
+SHAPES = {"enc.0.w": (10, 10), "enc.1.w": (10, 10), "head.w": (5, 5), "head.b": (5,)}
+
+
+def test_floors_by_pattern_leave_the_others_without() -> None:
+    assert floor_counts(SHAPES, {"enc.*": 0.1, "head.w": 0.5}) == {"enc.0.w": 10, "enc.1.w": 10, "head.w": 13}
+    assert floor_counts(SHAPES, {}) == {}
+
+
+@given(st.permutations(["*", "enc.*", "enc.0.w", "*.w"]))
+def test_full_names_go_before_patterns_in_any_order(order: list[str]) -> None:
+    given_ = {"*": 0.5, "enc.*": 0.5, "*.w": 0.5, "enc.0.w": 0.1}
+    expected = {name: Fraction(1, 10) if name == "enc.0.w" else Fraction(1, 2) for name in SHAPES}
+    assert densities_by_name("floor", {pattern: given_[pattern] for pattern in order}, SHAPES) == expected
+
+
+@pytest.mark.parametrize(
+    ("densities", "message"),
+    [
+        ({"encodr.*": 0.1}, "floor: 'encodr.*' matches none of 4 parameters"),
+        ({"haed.w": 0.1}, "floor: 'haed.w' matches none of 4 parameters; nearest: 'head.w'"),
+        (
+            {"enc.*": 0.1, "*.w": 0.2},
+            r"'enc.0.w' matches patterns of different densities \('\*.w': 0.2, 'enc.\*': 0.1\)",
+        ),
+        ({"enc.*": 1.0}, "floor must be a density from 0 to below 1"),
+        ({"enc.*": True}, "floor must be a density from 0 to below 1"),
+    ],
+)
+def test_floors_that_match_nothing_or_contradict_are_refused(densities: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        floor_counts(SHAPES, densities)
+
+
+def test_a_name_with_glob_signs_in_it_is_a_name() -> None:
+    shapes = {"a[0]": (4,), "a0": (4,)}
+    assert densities_by_name("floor", {"a[0]": 0.5}, shapes) == {"a[0]": Fraction(1, 2)}

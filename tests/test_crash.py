@@ -16,29 +16,43 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import ticketkit
 from ticketkit.testing import convnet
 
 torch.set_num_threads(1)
 
-def train(model, steps, pause=0.0):
+def train(current, steps, pause=0.0):
+    # A checkpoint every second step, and all that a loop may want back.
+    model = current.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-    for _ in range(steps):
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    start = current.track(optimizer=optimizer, scheduler=scheduler, scaler=scaler, ema=ema)
+    for step in range(start, steps):
         batch = torch.randn(4, 1, 8, 8)[torch.randperm(4)[: random.randint(2, 4)]]
         optimizer.zero_grad()
-        model(batch + float(np.random.rand())).square().mean().backward()
-        optimizer.step()
+        scaler.scale(model(batch + float(np.random.rand())).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        ema.update_parameters(model)
         sys.audit("test.step")
+        current.log(**{f"loss{step}": ema.module[0][0].weight.norm().item()})
         time.sleep(pause)
+        if step % 2:
+            current.checkpoint(step=step + 1)
 
-def run(run_dir, out, pause=0.0):
+def run(run_dir, out, pause=0.0, rewind="init"):
     torch.manual_seed(3), np.random.seed(3), random.seed(3)
     model = nn.Sequential(convnet(2), nn.Dropout(0.2))
-    imp = ticketkit.IMP(model, rate=0.5, rounds=2, floor=0.02, run_dir=run_dir, plugins=ticketkit.Plugins())
+    settings = {"rate": 0.5, "rounds": 2, "floor": 0.02, "rewind": rewind}
+    imp = ticketkit.IMP(model, run_dir=run_dir, plugins=ticketkit.Plugins(), **settings)
     for current in imp:
-        train(model, 3, pause)
+        train(current, 5, pause)
         current.log(norm=model[0][0].weight.norm().item())
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     for ticket in imp.tickets:
         ticket.save(out / f"{ticket.facts.round}.ticket")
 
@@ -47,14 +61,12 @@ import time
 
 ONCE = RUN + "run(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))"
 
-# Forks a child for every point (every seventh, unless the profile is `thorough`): it kills itself at that training step
-# or file-system event, then a second child resumes. Forking saves importing torch two hundred times; the children are
-# real processes and really killed.
-EVERYWHERE = (
+# Forking saves importing torch hundreds of times; the children are real processes and really killed.
+FORKING = (
     RUN
     + """
-root = Path(sys.argv[1])
 EVENTS = {"test.step", "open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "tempfile.mkstemp", "os.listdir"}
+REWIND = sys.argv[2]
 
 def child(job):
     pid = os.fork()
@@ -68,6 +80,7 @@ def child(job):
     return os.waitpid(pid, 0)[1]
 
 def killed_at(point, folder):
+    # Runs in the folder until the given number of training steps and file operations there, then dies.
     left = point
     def hook(event, arguments):
         nonlocal left
@@ -76,17 +89,23 @@ def killed_at(point, folder):
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
-    run(folder / "run", folder / "out")
+    run(folder / "run", folder / "out", rewind=REWIND)
 
 def tickets(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.glob("*.ticket")}
 
 torch.optim.AdamW(convnet().parameters())  # imports what the children would each import again
-whole = root / "whole"
-assert child(lambda: run(whole / "run", whole / "out")) == 0
-expected = tickets(whole / "out")
+root = Path(sys.argv[1])
+assert child(lambda: run(root / "whole", root / "out", rewind=REWIND)) == 0
+expected = tickets(root / "out")
 assert len(expected) == 3
-point, killed, stride = 0, 0, int(sys.argv[2])
+"""
+)
+
+EVERYWHERE = (
+    FORKING
+    + """
+point, killed, stride = 0, 0, int(sys.argv[3])
 while True:
     point += stride
     folder = root / f"at{point}"
@@ -95,20 +114,51 @@ while True:
         break
     assert os.WTERMSIG(status) == signal.SIGKILL, status
     killed += 1
-    assert child(lambda: run(folder / "run", folder / "resumed")) == 0, point
+    assert child(lambda: run(folder / "run", folder / "resumed", rewind=REWIND)) == 0, point
     assert tickets(folder / "resumed") == expected, point
     assert not list((folder / "run").rglob("*.partial")), point
+    assert not list((folder / "run").rglob("checkpoint.safetensors")), point
+print(killed)
+"""
+)
+
+AGAIN_AND_AGAIN = (
+    FORKING
+    + """
+draw, killed, folder = random.Random(sys.argv[3]), 0, root / "victim"
+while killed < 40:
+    status = child(lambda: killed_at(draw.randint(1, 60), folder))
+    if status == 0:  # got through between two kills: begin again in a new directory
+        assert tickets(folder / "out") == expected
+        folder = root / f"victim{killed}"
+        continue
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    killed += 1
+assert child(lambda: run(folder / "run", folder / "out", rewind=REWIND)) == 0
+assert tickets(folder / "out") == expected
 print(killed)
 """
 )
 
 
-def test_a_run_killed_at_a_step_or_file_operation_resumes_to_the_same_tickets(tmp_path: Path) -> None:
-    stride = 1 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 7
-    command = [sys.executable, "-W", "error", "-c", EVERYWHERE, str(tmp_path), str(stride)]
+def forked(script: str, *arguments: str) -> int:
+    """Run a script that kills its children; return how many it killed."""
+    command = [sys.executable, "-W", "error", "-c", script, *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert int(finished.stdout) >= 100 // stride
+    return int(finished.stdout)
+
+
+@pytest.mark.parametrize("rewind", ["init", "step:3"])
+def test_a_run_killed_at_a_step_or_file_operation_resumes_to_the_same_tickets(rewind: str, tmp_path: Path) -> None:
+    stride = 1 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 11
+    assert forked(EVERYWHERE, str(tmp_path), rewind, str(stride)) >= 150 // stride
+
+
+@pytest.mark.parametrize("rewind", ["init", "step:3", "none"])
+def test_forty_random_kills_over_one_run_end_in_the_bits_of_the_uninterrupted_run(rewind: str, tmp_path: Path) -> None:
+    """Trap 25: mid-round too, with optimizer, schedule, scaler, average, generators and logged metrics."""
+    assert forked(AGAIN_AND_AGAIN, str(tmp_path), rewind, "17") == 40
 
 
 def start(folder: Path, name: str, pause: float) -> subprocess.Popen[bytes]:

@@ -2,9 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 
-from ticketkit import ElementwiseScores, Mask, ScoreError
+from ticketkit import ConfigError, ElementwiseScores, Mask, ScoreError, ScoreInputs
 from ticketkit.criterion import check_scores, flat_slice
-from ticketkit.testing import scores, shape_maps
+from ticketkit.probe import Probe
+from ticketkit.testing import mlp, scores, shape_maps
 
 
 @given(shape_maps().flatmap(scores))
@@ -53,3 +54,19 @@ def test_integer_scores_are_refused_by_name() -> None:
     lazy = ElementwiseScores(lambda _, values: values.long(), {"w": torch.ones(5)})
     with pytest.raises(ScoreError, match=r"'w' must be floating-point, not torch\.int64"):
         check_scores(lazy, Mask.ones({"w": (5,)}))
+
+
+def test_inputs_without_batches_say_how_to_give_them() -> None:
+    mask = Mask.ones({"w": (2,)})
+    inputs = ScoreInputs({"w": torch.ones(2)}, {"w": torch.ones(2)}, mask, torch.Generator(), keep=1)
+    with pytest.raises(ConfigError, match=r"give IMP batches= .* and loss="):
+        _ = inputs.probe
+
+
+def test_inputs_with_batches_run_the_network_on_them() -> None:
+    model = mlp()
+    mask = Mask.ones({"0.weight": (8, 6)})
+    probe = Probe(model, lambda: [torch.ones(1, 6)], lambda model, batch: model(batch).sum(), mask)
+    weights = {"0.weight": model[0].weight.detach()}
+    inputs = ScoreInputs(weights, weights, mask, torch.Generator(), keep=1, data=probe)
+    assert [list(gradient) for gradient in inputs.probe.gradients()] == [["0.weight"]]

@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -39,11 +40,14 @@ def patterns(draw: st.DrawFn, *, overlapping: bool) -> Units:
     spaces = {name: draw(st.integers(1, 4)) for name in draw(st.permutations("PQR"))[: draw(st.integers(1, 3))]}
     members = {}
     for name, shape in shapes.items():
-        owner = draw(st.sampled_from(list(spaces)))
-        found = [Member(owner, whole(draw, shape, 0, spaces[owner] - 1))]
-        for _ in range(draw(st.integers(0, 2)) if overlapping else 0):
-            other = draw(st.sampled_from(list(spaces)))
-            found.append(Member(other, whole(draw, shape, -1, spaces[other] - 1)))
+        drawn = [draw(st.sampled_from(list(spaces))) for _ in range(draw(st.integers(1, 3)))]
+        labels = [whole(draw, shape, -1 if overlapping else 0, spaces[space] - 1) for space in drawn]
+        if overlapping:
+            labels[-1] = np.where(np.max(labels, axis=0) < 0, 0, labels[-1])
+        else:
+            which = whole(draw, shape, 0, len(drawn) - 1)
+            labels = [np.where(which == place, numbers, -1) for place, numbers in enumerate(labels)]
+        found = [Member(space, numbers) for space, numbers in zip(drawn, labels, strict=True)]
         members[name] = tuple(found)
     return Units(shapes, spaces, members, draw(st.sampled_from(POOLS)))
 
@@ -84,9 +88,9 @@ class Reference:
             values, kept = scored[name].double().flatten().tolist(), mask[name].flatten().tolist()
             for index in range(prod(shape)):
                 if kept[index]:
-                    own = {(space, numbers[index]) for space, numbers in labels if numbers[index] >= 0}
-                    self.weights.append((name, index, units.members[name][0].space, own))
-                    for unit in own:
+                    own = [(space, numbers[index]) for space, numbers in labels if numbers[index] >= 0]
+                    self.weights.append((name, index, own[0][0], set(own)))
+                    for unit in set(own):
                         worth.setdefault(unit, []).append(Fraction(values[index]))
         pool = {"mean": lambda v: sum(v) / len(v), "sum": sum, "max": max}[units.pool]
         position = {(space, number): (i, number) for i, space in enumerate(units.spaces) for number in range(99)}
@@ -148,7 +152,7 @@ def test_the_longest_list_of_best_units_that_fits_is_kept(case: tuple, data: st.
         assert expected.kept <= keep
 
 
-@given(contests(), st.data())
+@given(contests(overlapping=False), st.data())
 def test_counts_per_space_are_ranked_inside_each_space(case: tuple, data: st.DataObject) -> None:
     units, scored, mask = case
     keep = data.draw(counts(units.capacities(mask)))
@@ -158,9 +162,43 @@ def test_counts_per_space_are_ranked_inside_each_space(case: tuple, data: st.Dat
         with pytest.raises(BudgetError, match="the best of space"):
             units.select(scored, mask, keep)
     else:
-        chosen = units.select(scored, mask, keep)
-        assert chosen == expected
-        assert all(units.capacities(chosen)[space] <= count for space, count in keep.items())
+        assert units.select(scored, mask, keep) == expected
+
+
+@given(contests(), st.data())
+def test_overlapping_spaces_keep_their_best_units_until_no_other_fits(case: tuple, data: st.DataObject) -> None:
+    units, scored, mask = case
+    keep = data.draw(counts(units.capacities(mask)))
+    reference = Reference(units, scored, mask)
+    chosen = outcome(units, scored, mask, keep)
+    assume(isinstance(chosen, Mask))
+    ranked = {space: [unit for unit in reference.ranked if unit[0] == space] for space in units.spaces}
+
+    def within(lengths: Mapping[str, int]) -> bool:
+        left = units.capacities(reference.keeping([u for s, length in lengths.items() for u in ranked[s][:length]]))
+        return all(left[space] <= count for space, count in keep.items())
+
+    possible = (
+        dict(zip(ranked, lengths, strict=True))
+        for lengths in product(*(range(len(own) + 1) for own in ranked.values()))
+    )
+    assert any(
+        within(lengths)
+        and reference.keeping([unit for space, length in lengths.items() for unit in ranked[space][:length]]) == chosen
+        and not any(
+            within(lengths | {space: length + 1}) for space, length in lengths.items() if length < len(ranked[space])
+        )
+        for lengths in possible
+    )
+
+
+def test_a_space_uses_the_room_that_units_of_another_leave_it() -> None:
+    rows, columns = Member("rows", [[0], [1]]), Member("columns", [[0, 1, 2, 3]])
+    shapes = {"v": (1, 4), "w": (2, 4)}
+    units = Units(shapes, {"columns": 4, "rows": 2}, {"v": (columns,), "w": (rows, columns)})
+    scored = {"v": torch.tensor([[4.0, 3.0, 2.0, 1.0]]), "w": torch.tensor([[2.0], [1.0]]).expand(2, 4)}
+    chosen = units.select(scored, Mask.ones(shapes), {"columns": 2, "rows": 4})
+    assert chosen["w"].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
 
 
 @given(contests(), st.data())
@@ -263,8 +301,13 @@ def test_scores_expanded_from_units_pool_to_themselves(case: tuple) -> None:
     units, _, mask = case
     first, worth = engine._firsts(units), np.arange(sum(units.spaces.values())) * 3.0 - 7
     expanded = {
-        name: torch.tensor(worth[members[0].terms[0] + first[members[0].space]])
-        for name, members in units.members.items()
+        name: torch.tensor(
+            sum(
+                np.where(member.terms[0] < 0, 0, worth[member.terms[0] + first[member.space]])
+                for member in units.members[name]
+            )
+        )
+        for name in units.parameters
     }
     for pool in ("mean", "max"):
         pooled, left = engine._pooled(Units(units.parameters, units.spaces, units.members, pool), expanded, mask)
@@ -448,8 +491,9 @@ def test_a_mask_of_other_parameters_is_refused() -> None:
         ({"w": (Member("u", [[0.0], [1.0]]),)}, "must be whole numbers, not float64"),
         ({"w": (Member("u", [0, 1, 1]),)}, r"have shapes \[\(3,\)\], which do not broadcast"),
         ({"w": (Member("u", np.zeros((3, 2, 2), int)),)}, "do not broadcast"),
-        ({"w": (Member("u", [[0], [2]]),)}, "go from 0 to 2, allowed are 0 to 1"),
-        ({"w": (Member("u", [[0], [-1]]),)}, "go from -1 to 0, allowed are 0 to 1"),
+        ({"w": (Member("u", [[0], [2]]),)}, "go from 0 to 2, allowed are -1 to 1"),
+        ({"w": (Member("u", [[0], [-1]]),)}, "2 weights of 'w' belong to no unit"),
+        ({"w": (Member("u", [[0], [-1]]), Member("u", [[-1, 0]]))}, "1 weights of 'w' belong to no unit"),
         ({"w": (Member("u", 0), Member("u", [[-2], [1]]))}, "go from -2 to 1, allowed are -1 to 1"),
         ({"w": (Member("u", (np.array([[0], [1]]), np.array([0, 1]))),)}, "go from 0 to 2"),
     ],

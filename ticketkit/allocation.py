@@ -1,7 +1,9 @@
 """One budget → counts per parameter, by exact integer arithmetic. No torch."""
 
+import difflib
 import heapq
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from math import ceil, floor, prod
 from typing import Protocol
@@ -113,10 +115,53 @@ def _level_within_budget(
     return Fraction(high)
 
 
-def floor_counts(shapes: Mapping[str, tuple[int, ...]], density: float | None) -> dict[str, int]:
-    """Return the least number of weights each parameter keeps when `density` of it must stay (rounded up)."""
+def floor_counts(shapes: Mapping[str, tuple[int, ...]], density: float | Mapping[str, float] | None) -> dict[str, int]:
+    """Return the least number of weights each parameter keeps when `density` of it must stay (rounded up).
+
+    A mapping gives densities by full name or pattern; the parameters that it does not mention have no floor.
+
+    >>> floor_counts({"encoder.w": (10, 10), "head.w": (5, 5)}, {"head.*": 0.1})
+    {'head.w': 3}
+    """
     if density is None:
         return {}
+    if not isinstance(density, Mapping):
+        _check_floor(density)
+        return {name: ceil(Fraction(str(density)) * prod(shape)) for name, shape in shapes.items()}
+    for value in density.values():
+        _check_floor(value)
+    floors = densities_by_name("floor", density, shapes)
+    return {name: ceil(floor * prod(shapes[name])) for name, floor in floors.items()}
+
+
+def densities_by_name(
+    what: str, densities: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Fraction]:
+    """Return the density, exact as written, of every parameter that is given one by its full name or a shell glob.
+
+    A full name goes before patterns. Raises `ConfigError` for a pattern that matches nothing, and for patterns that
+    give one parameter different densities: their order decides nothing.
+    """
+    for pattern in densities:
+        if pattern not in shapes and not any(fnmatchcase(name, pattern) for name in shapes):
+            nearest = difflib.get_close_matches(pattern, shapes, n=3, cutoff=0.3)
+            hint = f"; nearest: {', '.join(map(repr, nearest))}" if nearest else ""
+            raise ConfigError(f"{what}: {pattern!r} matches none of {len(shapes)} parameters{hint}")
+    patterns = sorted(densities.keys() - shapes.keys())
+    chosen = {}
+    for name in shapes:
+        matching = [name] if name in densities else [p for p in patterns if fnmatchcase(name, p)]
+        if len({densities[pattern] for pattern in matching}) > 1:
+            listed = ", ".join(f"{pattern!r}: {densities[pattern]}" for pattern in matching)
+            raise ConfigError(
+                f"{what}: {name!r} matches patterns of different densities ({listed}); give its full name a density, "
+                "which goes before patterns"
+            )
+        if matching:
+            chosen[name] = Fraction(str(densities[matching[0]]))
+    return chosen
+
+
+def _check_floor(density: float) -> None:
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 <= density < 1:
         raise ConfigError(f"floor must be a density from 0 to below 1 (0.01 keeps 1 % of each), not {density!r}")
-    return {name: ceil(Fraction(str(density)) * prod(shape)) for name, shape in shapes.items()}

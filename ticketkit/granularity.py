@@ -1,6 +1,6 @@
 """How weights group into units: the layout of a model, and the patterns in which a selection happens at that grain."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal, Protocol, Self
@@ -178,10 +178,10 @@ class Member:
 class Units:
     """Weights live and die in units; a weight of several units is kept if all its units are.
 
-    `spaces` counts the units of each space, `members` says which units the weights of a parameter are in, and the first
-    member of a parameter is its owner: it gives every weight one unit, and the weight counts for that unit's space. A
-    unit's score is the mean, sum or maximum (`pool`) of the scores of its kept weights, in float64. Budgets stay in
-    weights: units are ranked by (score, position) and the longest list of best ones is kept whose weights fit.
+    `spaces` counts the units of each space, and `members` says which units the weights of a parameter are in. Every
+    weight is in at least one; the first of them owns it, and it counts for that unit's space. A unit's score is the
+    mean, sum or maximum (`pool`) of the scores of its kept weights, in float64. Budgets stay in weights: units are
+    ranked by (score, position), and the longest list of best ones is kept whose weights fit.
 
     >>> stripes = Units.of({"w": (4, 3)}, {"w": [[0], [0], [1], [1]]})
     >>> scores = {"w": torch.arange(12.0).reshape(4, 3)}
@@ -202,8 +202,10 @@ class Units:
         if unknown := sorted(self.members.keys() - self.parameters.keys()):
             raise ConfigError(f"members name parameters that are not masked: {', '.join(unknown)}")
         for name, shape in self.parameters.items():
-            for position, member in enumerate(self.members[name]):
-                _check_labels(name, shape, member, self.spaces, least=-1 if position else 0)
+            for member in self.members[name]:
+                _check_labels(name, shape, member, self.spaces)
+            if not _covers(self.members[name][0]) and (none := sum(_unowned(self, name))):
+                raise ConfigError(f"{none} weights of {name!r} belong to no unit; leave no -1 in all of its members")
 
     @classmethod
     def of(
@@ -220,19 +222,25 @@ class Units:
     @property
     def shapes(self) -> dict[str, Shape]:
         """A space that is one parameter has its shape; any other has (units, weights per unit) if these are even."""
-        owned = {space: [n for n in self.parameters if self.members[n][0].space == space] for space in self.spaces}
         shapes: dict[str, Shape] = {}
-        for space, names in owned.items():
-            count, total = self.spaces[space], sum(prod(self.parameters[name]) for name in names)
+        for space, total in self.capacities(Mask.ones(self.parameters)).items():
+            count, whole = self.spaces[space], self.parameters.get(space, ())
+            alone = space in self.parameters and _covers(self.members[space][0]) and total == prod(whole)
             even = (count, total // count) if count and total % count == 0 else (total,)
-            shapes[space] = self.parameters[space] if names == [space] else even
+            shapes[space] = whole if alone and self.members[space][0].space == space else even
         return shapes
 
     def capacities(self, mask: Mask) -> dict[str, int]:
         """Return the kept weights that each space owns."""
         left = dict.fromkeys(self.spaces, 0)
         for name, count in mask.counts.items():
-            left[self.members[name][0].space] += count
+            if _covers(self.members[name][0]):
+                left[self.members[name][0].space] += count
+                continue
+            for piece in _pieces(self, mask, [name]):
+                owned = np.bincount(_owners(self, piece)[piece.kept], minlength=len(left))
+                for space, some in zip(left, owned.tolist(), strict=True):
+                    left[space] += some
         return left
 
     def final_count(self, planned: int) -> int:
@@ -244,7 +252,8 @@ class Units:
 
         `floors` guarantee a space its best units worth so many weights, rounded up to whole units; a weight that is
         also in another space's unit can still go with that one. With counts per space, a weight counts for its owner's
-        space, and units of other spaces may take more. Units that are already empty take no part.
+        space, and no space can have another unit without some space exceeding its count. Units that are already empty
+        take no part.
 
         Raises `ScoreError` as `ticketkit.select` does and if a pooled score overflows, `BudgetError` if a count is out
         of range, or not even the best unit fits.
@@ -262,7 +271,7 @@ class Units:
         return contest.apart(keep, floors or {})
 
 
-def _check_labels(name: str, shape: Shape, member: Member, spaces: Mapping[str, int], *, least: int) -> None:
+def _check_labels(name: str, shape: Shape, member: Member, spaces: Mapping[str, int]) -> None:
     what = f"labels of {name!r} {shape} in space {member.space!r}"
     if member.space not in spaces:
         raise ConfigError(f"{what}: there is no such space; there are: {', '.join(spaces) or 'none'}")
@@ -277,8 +286,8 @@ def _check_labels(name: str, shape: Shape, member: Member, spaces: Mapping[str, 
         raise ConfigError(f"{what} have shapes {[term.shape for term in member.terms]}, which do not broadcast to it")
     if prod(shape):
         low, high = (sum(int(end(term)) for term in member.terms) for end in (np.min, np.max))
-        if low < least or high >= spaces[member.space]:
-            raise ConfigError(f"{what} go from {low} to {high}, allowed are {least} to {spaces[member.space] - 1}")
+        if low < -1 or high >= spaces[member.space]:
+            raise ConfigError(f"{what} go from {low} to {high}, allowed are -1 to {spaces[member.space] - 1}")
 
 
 @dataclass(frozen=True)
@@ -291,10 +300,11 @@ class _Piece:
     units: list[Array]
 
 
-def _pieces(units: Units, mask: Mask) -> Iterator[_Piece]:
-    """Yield all weights in canonical order; units of all spaces are numbered through in the order of the spaces."""
+def _pieces(units: Units, mask: Mask, names: Iterable[str]) -> Iterator[_Piece]:
+    """Yield the weights of some parameters, in order; the units of all spaces are numbered through."""
     first = _firsts(units)
-    for name, shape in units.parameters.items():
+    for name in names:
+        shape = units.parameters[name]
         for start in range(0, prod(shape), CHUNK):
             stop = min(start + CHUNK, prod(shape))
             numbered = []
@@ -308,6 +318,25 @@ def _firsts(units: Units) -> dict[str, int]:
     """Return the number of the first unit of each space."""
     ends = np.cumsum(list(units.spaces.values()), dtype=np.int64).tolist()
     return {space: end - count for (space, count), end in zip(units.spaces.items(), ends, strict=True)}
+
+
+def _covers(member: Member) -> bool:
+    """Return whether a member surely has a unit for every weight."""
+    return all(int(term.min(initial=0)) == 0 for term in member.terms)
+
+
+def _unowned(units: Units, name: str) -> Iterator[int]:
+    """Yield how many weights of each run of a parameter are in no unit."""
+    for piece in _pieces(units, Mask.ones({name: units.parameters[name]}), [name]):
+        yield int(np.sum(np.max(piece.units, axis=0) < 0))
+
+
+def _owners(units: Units, piece: _Piece) -> Array:
+    """Return for every weight which space owns it, by its place among the spaces."""
+    owner = piece.units[0]
+    for other in piece.units[1:]:
+        owner = np.where(owner < 0, other, owner)
+    return np.searchsorted(list(_firsts(units).values()), owner, side="right") - 1
 
 
 def _flat(term: Array, shape: Shape, start: int, stop: int) -> Array:
@@ -338,7 +367,7 @@ def _pooled(units: Units, scores: Scores, mask: Mask) -> tuple[Array, Array]:
     counts = np.zeros(total, np.int64)
     pool = np.maximum if highest else np.add
     with np.errstate(over="ignore", invalid="ignore"):
-        for piece in _pieces(units, mask):
+        for piece in _pieces(units, mask, units.parameters):
             stop = piece.start + len(piece.kept)
             run = flat_slice(scores, piece.name, piece.start, stop).to("cpu", torch.float64).numpy()
             for slot, own in enumerate(piece.units):
@@ -386,18 +415,67 @@ class _Contest:
 
     def apart(self, keep: Counts, floors: Counts) -> Mask:
         """Return the mask of the best units of each space within its own count."""
+        budgets = {space: whole_number(keep[space], f"keep[{space!r}]") for space in self.spans}
         ranks = self._ranks(list(self.spans.values()), np.zeros(len(self.scores), np.bool_))
-        stay = ranks < 0
-        for (space, span), sizes in zip(self.spans.items(), self._sizes(ranks, apart=True), strict=True):
-            budget = whole_number(keep[space], f"keep[{space!r}]")
-            number = _fitting(sizes, budget, f"space {space!r}")
-            if number < (needed := _needed(sizes, floors.get(space, 0), space)):
+        sizes = dict(zip(self.spans, self._sizes(ranks, apart=True), strict=True))
+        for space, budget in budgets.items():
+            _check_range(sizes[space], budget, f"space {space!r}")
+        numbers = {space: int(np.searchsorted(sizes[space], budgets[space], side="right")) for space in self.spans}
+        if any(len({member.space for member in members}) > 1 for members in self.units.members.values()):
+            self._grow(ranks, numbers, budgets)
+        chosen = self._mask(self._stay(ranks, numbers))
+        for space, kept in self.units.capacities(chosen).items():
+            if budgets[space] and not kept:
+                raise _nothing_fits(sizes[space], budgets[space], f"space {space!r}")
+            if numbers[space] < (needed := _needed(sizes[space], floors.get(space, 0), space)):
                 raise BudgetError(
                     f"the floor of {space!r} is {floors[space]} weights, which whole units meet with "
-                    f"{sizes[needed - 1]}, but its count is {budget}; lower the floor or raise the density"
+                    f"{sizes[space][needed - 1]}, but its count is {budgets[space]}; lower the floor or raise the count"
                 )
-            stay[span] = ranks[span] < span.start + number
-        return self._mask(stay)
+        return chosen
+
+    def _grow(self, ranks: Array, numbers: dict[str, int], budgets: Counts) -> None:
+        """Give every space as many more units as fit, space by space, until none can have another.
+
+        Counts started from each space alone, so that where its weights are also in units of other spaces, which take
+        some of them, there is room left.
+        """
+        kept = self.units.capacities(self._mask(self._stay(ranks, numbers)))
+        room = np.array([budgets[space] - kept[space] for space in self.spans])[:, None]
+        grown = True
+        while grown:
+            grown = False
+            for space in self.spans:
+                added = np.cumsum(self._gains(ranks, numbers, space), axis=1)
+                more = int(np.sum((added <= room).all(axis=0)))
+                if more:
+                    numbers[space] += more
+                    room -= added[:, more - 1 : more]
+                    grown = True
+
+    def _gains(self, ranks: Array, numbers: Mapping[str, int], space: str) -> Array:
+        """Return, for each owner (row), how many weights come with each next unit of a space (column)."""
+        span, stay = self.spans[space], self._stay(ranks, numbers)
+        next_rank = span.start + numbers[space]
+        gains = np.zeros((len(self.spans), max(0, span.stop - next_rank)), np.int64)
+        names = [name for name, members in self.units.members.items() if space in [member.space for member in members]]
+        for piece in _pieces(self.units, self.mask, names):
+            places, waiting = np.full(len(piece.kept), -1), piece.kept.copy()
+            for member, own in zip(self.units.members[piece.name], piece.units, strict=True):
+                if member.space == space:
+                    places = np.maximum(places, ranks[own])
+                else:
+                    waiting &= stay[own]
+            waiting &= places >= next_rank
+            np.add.at(gains, (_owners(self.units, piece)[waiting], places[waiting] - next_rank), 1)
+        return gains
+
+    def _stay(self, ranks: Array, numbers: Mapping[str, int]) -> Array:
+        """Return for every unit whether it is among so many best of its space; True for empty units and none."""
+        stay: Array = ranks < 0
+        for space, span in self.spans.items():
+            stay[span] = ranks[span] < span.start + numbers[space]
+        return stay
 
     def _ranks(self, spans: list[slice], sure: Array) -> Array:
         """Return each unit's place, counted from the start of its span; -1 for an empty unit and (at -1) for none."""
@@ -411,20 +489,22 @@ class _Contest:
     def _sizes(self, ranks: Array, *, apart: bool) -> list[Array]:
         """Return how many weights the best 1, 2, … units of each space keep (`apart`), or those of all spaces.
 
-        A weight goes with the worst of its units; `apart`, only units of its owner's space count.
+        A weight goes with the worst of its units; `apart`, only those in its owner's space count.
         """
-        histogram = np.zeros(len(self.scores), np.int64)
-        for piece in _pieces(self.units, self.mask):
-            members = zip(self.units.members[piece.name], piece.units, strict=True)
-            owner = self.units.members[piece.name][0].space
-            places = [ranks[own] for member, own in members if not apart or member.space == owner]
-            np.add.at(histogram, np.max(places, axis=0)[piece.kept], 1)
+        histogram, spaces = np.zeros(len(self.scores), np.int64), list(self.spans)
+        for piece in _pieces(self.units, self.mask, self.units.parameters):
+            places = np.full(len(piece.kept), -1)
+            owners = _owners(self.units, piece) if apart else None
+            for member, own in zip(self.units.members[piece.name], piece.units, strict=True):
+                counted = True if owners is None else owners == spaces.index(member.space)
+                places = np.where(counted, np.maximum(places, ranks[own]), places)
+            np.add.at(histogram, places[piece.kept], 1)
         return [np.cumsum(histogram[span]) for span in (self.spans.values() if apart else [slice(None)])]
 
     def _mask(self, stay: Array) -> Mask:
         """Return the weights all of whose units stay."""
         packed: dict[str, list[bytes]] = {name: [] for name in self.mask}
-        for piece in _pieces(self.units, self.mask):
+        for piece in _pieces(self.units, self.mask, self.units.parameters):
             kept = piece.kept & np.logical_and.reduce([stay[own] for own in piece.units])
             packed[piece.name].append(np.packbits(kept, bitorder="little").tobytes())
         bits = {name: b"".join(parts) for name, parts in packed.items()}
@@ -441,14 +521,21 @@ def _needed(sizes: Array, floor: int, space: str) -> int:
 
 def _fitting(sizes: Array, keep: int, what: str) -> int:
     """Return how many of the best units fit into `keep` weights."""
+    _check_range(sizes, keep, what)
+    number = int(np.searchsorted(sizes, keep, side="right"))
+    if keep and not (number and sizes[number - 1]):
+        raise _nothing_fits(sizes, keep, what)
+    return number
+
+
+def _check_range(sizes: Array, keep: int, what: str) -> None:
     left = int(sizes[-1]) if len(sizes) else 0
     if not 0 <= keep <= left:
         raise BudgetError(f"cannot keep {keep} weights: {what} has {left} left; choose a count from 0 to {left}")
-    number = int(np.searchsorted(sizes, keep, side="right"))
-    if keep and not (number and sizes[number - 1]):
-        least = int(sizes[np.flatnonzero(sizes)[0]])
-        raise BudgetError(
-            f"cannot keep {keep} weights: units stay or go whole, and the best of {what} has {least}; "
-            "keep more, or choose a finer granularity"
-        )
-    return number
+
+
+def _nothing_fits(sizes: Array, keep: int, what: str) -> BudgetError:
+    return BudgetError(
+        f"cannot keep {keep} weights: units stay or go whole, and the best of {what} has "
+        f"{sizes[np.flatnonzero(sizes)[0]]}; keep more, choose a finer granularity, or leave it out of the scope"
+    )

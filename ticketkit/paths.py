@@ -54,6 +54,8 @@ POOLS: Mapping[str, Callable[..., torch.Tensor]] = {
 }
 """Poolings and the mean that replaces them: a path goes through every value of a window, not only the highest."""
 
+SMALLEST = 2.0**-200  # a product of an activation, a weight and a gradient stays far above the least float64
+
 LINEAR = (nn.Linear, nn.Bilinear, _ConvNd, RNNBase, RNNCellBase)
 
 
@@ -112,9 +114,8 @@ def effective_density(
 
 def _carrying(model: nn.Module, mask: Mask, run: Run, seed: int, biases: Sequence[str]) -> Mask:
     """Return the kept weights with a gradient other than zero in a positive copy of the model."""
-    positive = copy.deepcopy(model)
-    groups = masked_parameters(positive, mask.shapes)  # before the change of dtype, which parts tied storages
-    positive = positive.double().eval()
+    positive = copy.deepcopy(model).double().eval()
+    groups = _copies(model, positive, mask)
     draw = torch.Generator().manual_seed(seed)
     _set_positive(positive, mask, groups, biases, draw)
     for module in positive.modules():
@@ -138,6 +139,13 @@ def _carrying(model: nn.Module, mask: Mask, run: Run, seed: int, biases: Sequenc
     return Mask(
         {name: _reached(name, groups[name], gradients) & kept for name, kept in mask.items()}, aliases=mask.aliases
     )
+
+
+def _copies(model: nn.Module, copied: nn.Module, mask: Mask) -> dict[str, list[nn.Parameter]]:
+    """Return for each masked name the parameters of a copy; only the original knows which share a storage."""
+    pairs = zip(named_parameters(model), named_parameters(copied), strict=True)
+    twin = {id(original): parameter for (_, original), (_, parameter) in pairs}
+    return {name: [twin[id(p)] for p in group] for name, group in masked_parameters(model, mask.shapes).items()}
 
 
 def _set_positive(
@@ -211,7 +219,8 @@ class _Positive(TorchFunctionMode):
 def _widen_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Cast what enters a module to float64; scale what enters a linear or recurrent one, and its gradient, to about 1.
 
-    A positive factor makes no zero and removes none, but sparse layers shrink numbers and deep ones would underflow.
+    Only zeros count, and a positive factor makes none and removes none; but sparse layers shrink numbers, deep ones let
+    the counts of paths to neighbouring units drift apart by any factor, and both would underflow.
     """
     scale = isinstance(module, LINEAR)
     return tuple(_widened(value, scale) for value in args), {k: _widened(v, scale) for k, v in kwargs.items()}
@@ -233,7 +242,12 @@ def _widened(value: Any, scale: bool) -> Any:
 
 
 def _near_one(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor times the power of two that brings its largest finite value to between 1 and 2."""
+    """Return the tensor times the power of two that makes its largest finite value about 1, the smallest ones raised."""
     sizes = tensor.detach().abs()
     largest = float(torch.where(sizes.isfinite(), sizes, 0.0).max()) if tensor.numel() else 0.0
-    return tensor * 2.0 ** min(1 - frexp(largest)[1], 1000) if largest else tensor
+    if not largest:
+        return tensor
+    scaled = tensor * 2.0 ** min(1 - frexp(largest)[1], 1000)
+    value = scaled.detach()
+    raised = torch.where((value != 0) & (value.abs() < SMALLEST), value.sign() * SMALLEST, value)
+    return scaled + (raised - value).nan_to_num()  # the gradient passes as if nothing had been raised

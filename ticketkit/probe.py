@@ -87,44 +87,47 @@ class Probe:
         """Yield for every batch the gradient of its loss with respect to every parameter in scope."""
         return self.per_batch(lambda run: self._gradient(run()), training=training)
 
-    def hessian_products(self, direction: Mapping[str, torch.Tensor], *, training: bool = False) -> Iterator[Tensors]:
+    def hessian_products(
+        self, direction: Mapping[str, torch.Tensor], *, training: bool = False, exact: bool = True
+    ) -> Iterator[Tensors]:
         """Yield for every batch the product of its loss's Hessian over the parameters in scope with a direction.
 
-        Raises `ScoreError` if the loss cannot be differentiated twice, as torch's own CTC loss cannot.
+        `exact` differentiates twice and raises `ScoreError` for a loss that has no second derivative, as torch's own CTC
+        loss; else the product comes from gradients a small step to both sides, good to some four digits in float32.
         """
+        product = self._second_derivative if exact else self._central_difference
+        return self.per_batch(partial(product, direction), training=training)
 
-        def product(run: Callable[[], torch.Tensor]) -> Tensors:
-            with twice_differentiable():
-                gradient = self._gradient(run(), create_graph=True)
-                slopes = [(g * direction[name].to(g)).sum() for name, g in gradient.items() if g.requires_grad]
-                try:
-                    return self._gradient(sum(slopes, torch.zeros(())), constant_too=True)
-                except RuntimeError as error:
-                    raise ScoreError(
-                        f"the loss cannot be differentiated twice ({error}); choose a criterion of first order, such "
-                        "as 'snip', or a loss with a second derivative"
-                    ) from error
-
-        return self.per_batch(product, training=training)
-
-    def first_call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with which the loss calls the network on the first batch; the network is not run."""
-
-        def intercept(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _CalledError(args, kwargs)
-
-        def arguments(run: Callable[[], torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            self.model.register_forward_pre_hook(intercept, with_kwargs=True)
+    def _second_derivative(self, direction: Mapping[str, torch.Tensor], run: Callable[[], torch.Tensor]) -> Tensors:
+        with twice_differentiable():
+            gradient = self._gradient(run(), create_graph=True)
+            slopes = [(g * direction[name].to(g)).sum() for name, g in gradient.items() if g.requires_grad]
             try:
-                run()
-            except _CalledError as called:
-                return called.arguments
-            raise ConfigError(
-                f"the loss never calls the {type(self.model).__name__} itself, as model(...); calls of its submodules "
-                "or methods alone do not show how the whole network is run"
-            )
+                return self._gradient(sum(slopes, torch.zeros(())), constant_too=True)
+            except RuntimeError as error:
+                if "is not implemented" not in str(error):
+                    raise
+                raise ScoreError(
+                    f"the loss cannot be differentiated twice ({error}); choose a criterion of first order, such as "
+                    "'snip', or for 'grasp' the option exact: false"
+                ) from error
 
-        return next(self.per_batch(arguments))
+    def _central_difference(self, direction: Mapping[str, torch.Tensor], run: Callable[[], torch.Tensor]) -> Tensors:
+        groups = masked_parameters(self.model, self.shapes)
+        start = {name: group[0].detach().clone() for name, group in groups.items()}
+        length = _norm(direction[name] for name in groups)
+        if not length:
+            return {name: torch.zeros_like(values) for name, values in start.items()}
+        resolution = max(torch.finfo(values.dtype).eps for values in start.values())
+        step = resolution ** (1 / 3) * (_norm(start.values()) or 1.0) / length  # balances rounding and curvature
+        draws = RngState.capture()
+        sides = []
+        for sign in (1, -1):
+            draws.restore()
+            for name, (parameter, *_) in groups.items():
+                parameter.data.copy_(start[name]).add_(direction[name].to(start[name]), alpha=sign * step)
+            sides.append(self._gradient(run()))
+        return {name: (sides[0][name] - sides[1][name]) / (2 * step) for name in groups}
 
     def _prepare(self, training: bool) -> None:
         for parameter in self.model.parameters():
@@ -179,14 +182,6 @@ class Probe:
         return result
 
 
-class _CalledError(BaseException):
-    """Carries the arguments of a call out of the user's loss, past any `except Exception` there."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
-        super().__init__()
-        self.arguments = (args, kwargs)
-
-
 class _Draws:
     """A stream of random numbers of its own, that goes on where it stopped."""
 
@@ -214,6 +209,10 @@ def set_evaluating(model: nn.Module) -> None:
         module.training = False
         if isinstance(module, nn.RNNBase) and type(module).forward in TORCH_RECURRENT_FORWARDS:
             module.training, module.dropout = True, 0.0
+
+
+def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    return sum(float(t.detach().cpu().double().square().sum()) for t in tensors) ** 0.5
 
 
 @contextmanager
@@ -258,7 +257,8 @@ class _Memory:
             for value in attributes.values()
             if isinstance(value, dict | list | set)
         ]
-        self._values = [(t, t.detach().clone(), t._version) for t in (*model.parameters(), *model.buffers())]
+        tensors = (*model.parameters(), *model.buffers())
+        self._values = [(tensor, tensor.detach(), tensor.detach().clone(), tensor._version) for tensor in tensors]
         self._gradients = [(p, p.requires_grad, p.grad) for p in model.parameters()]
 
     def restore(self) -> None:
@@ -271,7 +271,9 @@ class _Memory:
         for module, attributes in self._attributes:
             module.__dict__.clear()
             module.__dict__.update(attributes)
-        for tensor, value, version in self._values:
+        for tensor, memory, value, version in self._values:
+            if tensor.dtype != memory.dtype or tensor.data_ptr() != memory.data_ptr():
+                tensor.data = memory
             if tensor._version != version or not torch.equal(tensor, value):
                 tensor.data.copy_(value)  # .data leaves the version alone: nobody need know that the value was away
         for parameter, requires_grad, gradient in self._gradients:

@@ -30,6 +30,7 @@ def ticketkit_register_criteria(register: Register) -> None:
         gradient_criteria.grasp,
     ):
         register(criterion.__name__, criterion, options=gradient_criteria.GradientOptions, needs={"gradients"})
+    register("grasp", gradient_criteria.grasp, options=gradient_criteria.GraspOptions, needs={"gradients"})
     register("synflow", synflow.synflow, options=synflow.SynflowOptions, needs={"gradients"})
     register("wanda", activation_criteria.wanda, needs={"activations"})
 

@@ -31,7 +31,8 @@ def wanda(inputs: ScoreInputs) -> Mapping[str, torch.Tensor]:
     X_j is what the weight multiplies: the input of a Linear or Bilinear; for convolutions the values under that element
     of the kernel; for recurrent layers and cells their input, the hidden state before each step and, with `proj_size`,
     the state before projection; for attention queries, keys, values, and the heads' joint output; for an embedding how
-    often its token comes. Padding inside a `PackedSequence` does not count; any other padding does.
+    often its token comes. Uses of a weight outside its own layer, as in `F.linear(x, other.weight)`, are not seen.
+    Padding inside a `PackedSequence` does not count; any other padding does.
 
     Raises `ScoreError` for parameters of other kinds and those whose layer the loss does not run.
     """

@@ -3,17 +3,14 @@
 They see shapes, floors, what is left (`capacities`) and a budget, all in weights, and nothing else.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
-from fractions import Fraction
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ticketkit.allocation import Allocator, apportion
+from ticketkit.allocation import Allocator, apportion, densities_by_name
 from ticketkit.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +79,7 @@ def by_pattern(
     """
     fixed = {
         name: min(max(round(density * prod(shapes[name])), floors.get(name, 0)), capacities[name])
-        for name, density in _densities_by_name(options.densities, shapes).items()
+        for name, density in densities_by_name("by_pattern", options.densities, shapes).items()
     }
     others = {name: prod(shape) for name, shape in shapes.items() if name not in fixed}
     least = sum(fixed.values()) + sum(floors.get(name, 0) for name in others)
@@ -125,28 +122,6 @@ def counts_like(masks: "Iterable[Mask]") -> Allocator:
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape or (1,)  # a scalar is a vector of one
-
-
-def _densities_by_name(densities: Mapping[str, float], shapes: Shapes) -> dict[str, Fraction]:
-    """Return the exact density of every parameter that a full name or a pattern matches."""
-    for pattern in densities:
-        if pattern not in shapes and not any(fnmatchcase(name, pattern) for name in shapes):
-            nearest = difflib.get_close_matches(pattern, shapes, n=3, cutoff=0.3)
-            hint = f"; nearest: {', '.join(map(repr, nearest))}" if nearest else ""
-            raise ConfigError(f"by_pattern: {pattern!r} matches none of {len(shapes)} parameters{hint}")
-    patterns = sorted(densities.keys() - shapes.keys())
-    chosen = {}
-    for name in shapes:
-        matching = [name] if name in densities else [p for p in patterns if fnmatchcase(name, p)]
-        if len({densities[pattern] for pattern in matching}) > 1:
-            listed = ", ".join(f"{pattern!r}: {densities[pattern]}" for pattern in matching)
-            raise ConfigError(
-                f"by_pattern: {name!r} matches patterns of different densities ({listed}); give its full name a "
-                "density, which goes before patterns"
-            )
-        if matching:
-            chosen[name] = Fraction(str(densities[matching[0]]))
-    return chosen
 
 
 def _counts_of(

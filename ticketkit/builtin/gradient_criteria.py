@@ -22,6 +22,12 @@ class GradientOptions(BaseModel):
     training: bool = False
 
 
+class GraspOptions(GradientOptions):
+    """How the network runs, and whether second derivatives are taken exactly or from differences of gradients."""
+
+    exact: bool = True
+
+
 def snip(inputs: ScoreInputs, *, options: GradientOptions) -> Mapping[str, torch.Tensor]:
     """Return |g · w| with g the mean gradient over all batches (Lee et al. 2019: SNIP, s_j ∝ |g_j|, g_j = ∂L/∂c_j).
 
@@ -54,18 +60,18 @@ def fisher(inputs: ScoreInputs, *, options: GradientOptions) -> Mapping[str, tor
     return {name: information[name] * weights.square() / 2 for name, weights in _weights(inputs).items()}
 
 
-def grasp(inputs: ScoreInputs, *, options: GradientOptions) -> Mapping[str, torch.Tensor]:
+def grasp(inputs: ScoreInputs, *, options: GraspOptions) -> Mapping[str, torch.Tensor]:
     """Return w · (H g): how much the squared gradient norm falls, to first order, when the weight goes (GraSP).
 
     Wang et al. 2020 prune the weights with the highest S = −w · (H g), whose removal keeps or raises the
     gradient norm; as the higher score is kept here, the sign is turned round. g and H are means over all batches, of
     the network as it is pruned: only kept weights count in the norm. The loss is used as it is, without the paper's
-    temperature. Raises `ScoreError` for a loss without a second derivative.
+    temperature. A loss without a second derivative, such as CTC in torch, needs `exact: false`, or raises `ScoreError`.
     """
     mask, probe = inputs.mask, inputs.probe
     gradient = _mean(probe.gradients(training=options.training))
     flow = {name: slope.masked_fill(~mask[name], 0) for name, slope in gradient.items()}
-    product = _mean(probe.hessian_products(flow, training=options.training))
+    product = _mean(probe.hessian_products(flow, training=options.training, exact=options.exact))
     return {name: product[name] * weights for name, weights in _weights(inputs).items()}
 
 

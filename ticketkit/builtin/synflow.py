@@ -12,9 +12,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.rnn import PackedSequence
 
 from ticketkit.criterion import ScoreInputs
-from ticketkit.errors import ScoreError
+from ticketkit.errors import ConfigError, ScoreError
 from ticketkit.mask import Mask
-from ticketkit.probe import set_evaluating, twice_differentiable
+from ticketkit.probe import Probe, set_evaluating, twice_differentiable
 from ticketkit.scope import masked_parameters
 from ticketkit.selection import select
 
@@ -43,10 +43,10 @@ def synflow(inputs: ScoreInputs, *, options: SynflowOptions) -> Mapping[str, tor
     nothing to the projections of queries and keys; give those a floor, or exclude them. The network must return its
     scores before any functional softmax. `loss` is asked only for the arguments that it calls the network with.
     """
-    network = copy.deepcopy(inputs.probe.model)
+    network = _copied(inputs.probe.model)
     groups = masked_parameters(network, inputs.mask.shapes)
     _linearise(network)
-    args, kwargs = map_tensors(inputs.probe.first_call(), _ones)
+    args, kwargs = map_tensors(first_call(inputs.probe), _ones)
     mask = inputs.mask
     places = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in mask.shapes.items()}
     place = 0
@@ -57,6 +57,34 @@ def synflow(inputs: ScoreInputs, *, options: SynflowOptions) -> Mapping[str, tor
         mask, dropped_by = remaining, scores
     _number(places, dropped_by, mask, place)
     return places
+
+
+class _CalledError(BaseException):
+    """Carries the arguments of a call out of the user's loss, past any `except Exception` there."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        super().__init__()
+        self.arguments = (args, kwargs)
+
+
+def first_call(probe: Probe) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with which the loss calls the network on the first batch; the network is not run."""
+
+    def intercept(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _CalledError(args, kwargs)
+
+    def arguments(run: Callable[[], torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        probe.model.register_forward_pre_hook(intercept, with_kwargs=True)
+        try:
+            run()
+        except _CalledError as called:
+            return called.arguments
+        raise ConfigError(
+            f"the loss never calls the {type(probe.model).__name__} itself, as model(...); calls of its submodules or "
+            "methods alone do not show how the whole network is run"
+        )
+
+    return next(probe.per_batch(arguments))
 
 
 def map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -79,6 +107,12 @@ def _ones(tensor: torch.Tensor) -> torch.Tensor:
     return torch.ones_like(tensor, dtype=torch.float64) if tensor.is_floating_point() else tensor
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy; tensors that a forward pass has left in attributes, graph and all, are shared detached."""
+    leftovers = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor) and not v.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in leftovers})
+
+
 def _exponential(kept: int, keep: int, iterations: int) -> Iterator[int]:
     """Yield falling counts that end at `keep`; each is the same share of the one before it."""
     share = max(keep, 1) / max(kept, 1)
@@ -96,7 +130,7 @@ def _linearise(network: nn.Module) -> None:
             parameter.requires_grad_(False).abs_()
     for module in network.modules():
         if (linear := _linear_forward(module)) is not None:
-            module.forward = linear  # type: ignore[method-assign]
+            module.forward = linear
 
 
 def _linear_forward(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -112,7 +146,7 @@ def _linear_forward(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]
         return lambda values: values * weight
 
     def scaled(values: torch.Tensor) -> torch.Tensor:
-        unbatched = isinstance(module, _InstanceNorm) and values.dim() == module._get_no_batch_dim()
+        unbatched = isinstance(module, _InstanceNorm) and values.dim() == module._get_no_batch_dim()  # type: ignore[no-untyped-call]
         shape = [1] * values.dim()
         shape[0 if unbatched else 1] = -1
         return values * weight.reshape(shape)
