@@ -248,7 +248,20 @@ def recurrent_cases(draw: st.DrawFn) -> tuple[Any, list[torch.Tensor], bool, boo
 def test_recurrent_weights_multiply_what_a_hand_written_loop_says(
     case: tuple[Any, list[torch.Tensor], bool, bool],
 ) -> None:
-    module, sequences, packed, given_state = case
+    agree_with_the_loop(*case)
+
+
+@pytest.mark.parametrize("given_state", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_packed_sequences_of_unequal_length_in_both_directions_agree_with_the_loop(
+    kind: type[Any], given_state: bool
+) -> None:
+    extra = {"proj_size": 2} if kind is nn.LSTM else {}
+    module = kind(2, 4, num_layers=2, bidirectional=True, **extra).double()
+    agree_with_the_loop(module, [torch.randn(n, 2).double() for n in (2, 6, 1)], True, given_state)
+
+
+def agree_with_the_loop(module: Any, sequences: list[torch.Tensor], packed: bool, given_state: bool) -> None:
     rows = module.num_layers * (2 if module.bidirectional else 1)
     sizes = (module.proj_size or module.hidden_size, module.hidden_size)
     scale = 1.0 if given_state else 0.0

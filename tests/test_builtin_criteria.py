@@ -238,6 +238,11 @@ def test_lamp_keeps_the_largest_of_each_parameter_and_gives_each_its_one_first(
             assert sorted(best) == chosen[name].flatten().nonzero().flatten().tolist()
 
 
+def test_lamp_ranks_thousands_of_equal_weights_by_position() -> None:
+    found = criteria.lamp(inputs({"w": torch.full((300, 20), -0.25)}))["w"].flatten()
+    assert torch.allclose(found, 1 / torch.arange(1, 6001, dtype=torch.float64), rtol=1e-12)
+
+
 # Controls
 
 

@@ -321,6 +321,14 @@ def test_n_m_ends_at_its_own_density_only() -> None:
     assert NOfM({"w": (3, 3)}, {"w": 1}, 1, 3).final_count(round(9 * (1 / 3))) == 3
 
 
+def test_equals_in_a_large_group_stay_by_position() -> None:
+    pattern = NOfM({"w": (2, 80)}, {"w": 1}, 20, 40)
+    chosen = pattern.select({"w": torch.arange(160).reshape(2, 80) % 2 * 1.0}, Mask.ones({"w": (2, 80)}), 80)
+    assert chosen["w"].tolist() == [[column % 2 == 1 for column in range(80)]] * 2
+    chosen = pattern.select({"w": torch.zeros(2, 80)}, Mask.ones({"w": (2, 80)}), 80)
+    assert chosen["w"].tolist() == [[column % 40 < 20 for column in range(80)]] * 2
+
+
 def test_n_m_refuses_bad_scores_budgets_and_shapes() -> None:
     pattern, mask = NOfM({"w": (1, 4)}, {"w": 1}, 2, 4), Mask.ones({"w": (1, 4)})
     with pytest.raises(ScoreError, match="parameter 'w' is nan"):
@@ -328,6 +336,10 @@ def test_n_m_refuses_bad_scores_budgets_and_shapes() -> None:
     for keep in (1, 5, -1):
         with pytest.raises(BudgetError, match="cannot keep"):
             pattern.select({"w": torch.ones(1, 4)}, mask, keep)
+    with pytest.raises(BudgetError, match="cannot keep -1 weights of 'w'"):
+        pattern.select({"w": torch.ones(1, 4)}, mask, {"w": -1})
+    with pytest.raises(BudgetError, match=r"check \['v'\]"):
+        pattern.select({"w": torch.ones(1, 4)}, mask, {"w": 3, "v": 0})
     with pytest.raises(BudgetError, match="number of weights"):
         pattern.select({"w": torch.ones(1, 4)}, mask, 2.0)
     with pytest.raises(ScopeError, match="'n_m' has no units for p1; set the scope"):

@@ -217,6 +217,7 @@ def exact(total: int, target: Target, index: int) -> int:
 @given(TOTALS, TARGETS)
 @example(5, Target.of(rounds=2, density=0.25))
 @example(15, Target.of(rounds=2, density=0.25))
+@example(15, Target.of(rounds=3, rate=0.1))
 @example(2**9 * 3, Target.of(rounds=12, rate=0.5))
 @example(10**10 + 1, Target.of(rounds=2, rate=0.5))
 def test_geometric_counts_are_bit_for_bit_those_of_exact_powers(total: int, target: Target) -> None:

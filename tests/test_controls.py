@@ -107,8 +107,8 @@ def masks_of(**settings: object) -> list[Mask]:
     model = mlp(12)
     imp = IMP(model, plugins=Plugins(), **{"rate": 0.5, "rounds": 2} | settings)  # type: ignore[arg-type]
     for _ in imp:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for _ in range(3):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(30):
             model(torch.randn(8, 6)).square().mean().backward()
             optimizer.step()
     return [ticket.mask for ticket in imp.tickets]

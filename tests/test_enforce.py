@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim import optimizer as optimizer_module
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 from ticketkit import Mask, NoEffectWarning, Scope, ScopeError, enforced
 from ticketkit.testing import TINY_NETS, masks
@@ -459,6 +461,158 @@ def test_a_compiled_wrapper_shares_the_held_parameters() -> None:
     with enforced(model, mask):
         step(wrapped, SGD(wrapped.parameters(), lr=0.1), inputs)
         assert is_plus_zero(pruned(model, mask))
+
+
+def test_a_compiled_network_is_not_compiled_again_for_another_mask() -> None:
+    """A round changes values only: its guards hold, so that the compiler has nothing to do after the first round."""
+    net = TINY_NETS["mlp"]
+    model, inputs = net.build(), net.inputs()
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    wrapped = torch.compile(model, backend=counting)
+    for seed in range(4):
+        with enforced(wrapped, half(model, seed)):
+            optimizer = AdamW(wrapped.parameters(), lr=0.1)
+            for _ in range(2):
+                step(wrapped, optimizer, inputs)
+                assert is_plus_zero(pruned(model, half(model, seed)))
+        if seed == 0:
+            first_round = len(graphs)
+    assert first_round > 0
+    assert len(graphs) == first_round
+
+
+def test_a_network_compiled_ahead_of_time_holds_the_mask() -> None:
+    net = TINY_NETS["mlp"]
+    model, inputs = net.build(), net.inputs()
+    mask = half(model)
+    with enforced(model, mask):
+        optimizer = AdamW(model.parameters(), lr=0.1)
+        compiled = torch.compile(model, backend="aot_eager")
+        for _ in range(2):
+            optimizer.zero_grad()
+            compiled(inputs).square().mean().backward()
+            optimizer.step()
+            assert is_plus_zero(pruned(model, mask))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_trains_to_the_same_bits(reentrant: bool) -> None:
+    def trained(checkpointed: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(4)
+        net = TINY_NETS["mlp"]
+        model, inputs = net.build(), net.inputs().requires_grad_()
+        with enforced(model, half(model)):
+            optimizer = AdamW(model.parameters(), lr=0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                outputs = checkpoint(model, inputs, use_reentrant=reentrant) if checkpointed else model(inputs)
+                outputs.square().mean().backward()
+                optimizer.step()
+                assert is_plus_zero(pruned(model, half(model)))
+        return model.state_dict()
+
+    plain, recomputed = trained(False), trained(True)
+    assert all(plain[name].equal(recomputed[name]) for name in plain)
+
+
+# Averages, several optimizers, histories
+
+
+@pytest.mark.parametrize("make", [get_ema_multi_avg_fn(0.9), None], ids=["ema", "swa"])
+def test_an_average_from_a_dense_phase_is_masked_and_stays_so(make: Callable[..., object] | None) -> None:
+    """Trap 22."""
+    net = TINY_NETS["bilstm_tagger"]
+    model, inputs = net.build(), net.inputs()
+    average = AveragedModel(model, multi_avg_fn=make)
+    average.update_parameters(model)
+    mask = half(model)
+    assert pruned(average.module, mask).any()
+    with enforced(model, mask) as enforcement:
+        enforcement.hold_average(average)
+        optimizer = AdamW(model.parameters(), lr=0.1)
+        for _ in range(3):
+            assert is_plus_zero(pruned(average.module, mask))
+            step(model, optimizer, inputs)
+            average.update_parameters(model)
+    assert is_plus_zero(pruned(average.module, mask))
+    assert all(bool(p.any()) for p in average.module.parameters())
+
+
+def test_several_optimizers_over_parts_of_the_scope_hold_the_mask() -> None:
+    net = TINY_NETS["bilstm_tagger"]
+    model, inputs = net.build(), net.inputs()
+    parts = [list(model.lstm.parameters()), list(model.head.parameters())]
+    optimizers = [AdamW(parts[0], lr=0.1), SGD([{"params": [p], "momentum": 0.9} for p in parts[1]], lr=0.1)]
+    for optimizer in optimizers:
+        step(model, optimizer, inputs)
+    mask = half(model)
+    with enforced(model, mask) as enforcement:
+        enforcement.check_optimizer(*optimizers)
+        for _ in range(3):
+            for optimizer in optimizers:
+                step(model, optimizer, inputs)
+                assert is_plus_zero(pruned(model, mask))
+        assert enforcement.steps == 3
+
+
+def test_steps_are_counted_once_however_many_optimizers_share_the_scope() -> None:
+    net = TINY_NETS["mlp"]
+    model, inputs, seen = net.build(), net.inputs(), []
+    with enforced(model, half(model)) as enforcement:
+        enforcement.on_step = seen.append
+        enforcement.continue_from(5)
+        optimizers = [SGD([p], lr=0.1) for p in model.parameters()]
+        for _ in range(2):
+            for optimizer in optimizers:
+                step(model, optimizer, inputs)
+    assert seen == [6, 7]
+
+
+def test_a_stale_lbfgs_history_moves_no_pruned_weight_even_inside_a_step() -> None:
+    net = TINY_NETS["mlp"]
+    model, inputs = net.build(), net.inputs()
+    optimizer = LBFGS(model.parameters(), lr=0.5, max_iter=6, line_search_fn="strong_wolfe")
+    step(model, optimizer, inputs)
+    mask = half(model)
+    with enforced(model, mask):
+
+        def closure() -> torch.Tensor:
+            assert is_plus_zero(pruned(model, mask))
+            optimizer.zero_grad()
+            loss = model(inputs).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        history = len(optimizer.state[next(iter(model.parameters()))]["old_dirs"])
+    with enforced(model, mask):  # a history that knows the mask is kept: a resumed run goes on to the same bits
+        optimizer.step(closure)
+        assert len(optimizer.state[next(iter(model.parameters()))]["old_dirs"]) >= history > 0
+
+
+@every_optimizer
+def test_the_lean_mask_trains_to_the_same_bits(make: Make) -> None:
+    def trained(lean: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(4)
+        net = TINY_NETS["convnet"]
+        model, inputs = net.build(), net.inputs()
+        optimizer = make(model.parameters())
+        step(model, optimizer, inputs)
+        with enforced(model, half(model), lean=lean):
+            for _ in range(2):
+                step(model, optimizer, inputs)
+                assert is_plus_zero(pruned(model, half(model)))
+        return model.state_dict()
+
+    plain, lean = trained(False), trained(True)
+    assert all(plain[name].equal(lean[name]) for name in plain)
 
 
 # Refusals

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -84,6 +84,7 @@ INPUTS, OUTPUTS = [(0, i) for i in range(WIDTHS[0])], [(len(WIDTHS) - 1, o) for 
 
 
 @pytest.mark.parametrize("between", BETWEEN)
+@settings(max_examples=30)
 @given(mask=masks(SHAPES), activation=st.sampled_from(ACTIVATIONS), seed=st.integers(0, 5))
 def test_effective_weights_of_a_perceptron_are_those_on_a_path(
     between: str, mask: Mask, activation: Callable[[], nn.Module], seed: int
@@ -95,6 +96,7 @@ def test_effective_weights_of_a_perceptron_are_those_on_a_path(
     assert effective_mask(model, named, on_ones(2, WIDTHS[0]), seed=seed) == expected
 
 
+@settings(max_examples=25)
 @given(masks(SHAPES))
 def test_an_effective_mask_is_nested_and_its_own_effective_mask(mask: Mask) -> None:
     once = effective_mask(perceptron(), mask, on_ones(1, WIDTHS[0]))
@@ -170,7 +172,7 @@ def test_hundreds_of_sparse_layers_neither_underflow_nor_overflow(fan_out_first:
 
 @pytest.mark.parametrize("collects", [True, False])
 def test_units_with_vastly_different_numbers_of_paths_are_all_seen(collects: bool) -> None:
-    """Every unit feeds itself, and unit 0 is fed by all (or feeds all): 40**300 paths lead to one and one to another."""
+    """Every unit feeds itself, and unit 0 is fed by all (or feeds all): some have 40**300 paths, some one."""
     depth, width = 300, 40
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
     flags = {name: torch.eye(width, dtype=torch.bool) for name in Scope.of(model).shapes}
@@ -215,6 +217,7 @@ def convolution_edges() -> list[Edge]:
     return edges
 
 
+@settings(max_examples=50)
 @given(st.data())
 def test_effective_weights_of_a_convolutional_net_are_those_on_a_path(data: st.DataObject) -> None:
     model = SmallConvNet()
@@ -293,6 +296,7 @@ def boolean_lstm(mask: Mask, steps: int) -> Mask:
     return Mask({name: torch.from_numpy(flags) for name, flags in effective.items()})
 
 
+@settings(max_examples=60)
 @given(data=st.data(), steps=st.integers(1, 4))
 def test_effective_weights_of_an_lstm_are_those_that_values_and_gradients_pass(data: st.DataObject, steps: int) -> None:
     model = Tagger()

@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ticketkit.adopt import mask_from_tensors, mask_from_torch_prune, mask_from_zeros
     from ticketkit.allocation import Allocator, apportion
+    from ticketkit.analysis import dead_units
+    from ticketkit.comparison import nestedness, overlap, sign_agreement
+    from ticketkit.connectivity import instability, linear_path
+    from ticketkit.controls import random_ticket, reinitialised_ticket, shuffled
     from ticketkit.criterion import Criterion, ElementwiseScores, ScoreInputs
     from ticketkit.enforce import enforced
     from ticketkit.errors import (
         BudgetError,
+        CollapseError,
         CollapseWarning,
         ConfigError,
         DataError,
@@ -27,29 +33,42 @@ if TYPE_CHECKING:
         TicketError,
         TicketkitError,
     )
+    from ticketkit.granularity import Granularity, Layout, Member, Pattern, Units
     from ticketkit.hookspecs import hookimpl
     from ticketkit.imp import IMP
     from ticketkit.ledger import RoundRecord
     from ticketkit.mask import Mask
+    from ticketkit.paths import effective_density, effective_mask
     from ticketkit.plugins import Plugins
-    from ticketkit.snapshot import Snapshot
+    from ticketkit.probe import Probe
+    from ticketkit.rewind import Rewind
     from ticketkit.roles import Progress
     from ticketkit.round import Round
     from ticketkit.schedule import Schedule, Target
     from ticketkit.scope import Scope
     from ticketkit.selection import select
+    from ticketkit.snapshot import Snapshot
     from ticketkit.ticket import Ticket, TicketFacts
 
 _HOME_OF = {
     "Tensor": "torch",
+    **dict.fromkeys(("mask_from_tensors", "mask_from_torch_prune", "mask_from_zeros"), "ticketkit.adopt"),
     **dict.fromkeys(("Allocator", "apportion"), "ticketkit.allocation"),
+    "dead_units": "ticketkit.analysis",
+    **dict.fromkeys(("nestedness", "overlap", "sign_agreement"), "ticketkit.comparison"),
+    **dict.fromkeys(("instability", "linear_path"), "ticketkit.connectivity"),
+    **dict.fromkeys(("random_ticket", "reinitialised_ticket", "shuffled"), "ticketkit.controls"),
     **dict.fromkeys(("Criterion", "ElementwiseScores", "ScoreInputs"), "ticketkit.criterion"),
     "enforced": "ticketkit.enforce",
+    **dict.fromkeys(("Granularity", "Layout", "Member", "Pattern", "Units"), "ticketkit.granularity"),
     "hookimpl": "ticketkit.hookspecs",
     "IMP": "ticketkit.imp",
     "RoundRecord": "ticketkit.ledger",
     "Mask": "ticketkit.mask",
+    **dict.fromkeys(("effective_density", "effective_mask"), "ticketkit.paths"),
     "Plugins": "ticketkit.plugins",
+    "Probe": "ticketkit.probe",
+    "Rewind": "ticketkit.rewind",
     "Snapshot": "ticketkit.snapshot",
     "Progress": "ticketkit.roles",
     "Round": "ticketkit.round",
@@ -63,17 +82,24 @@ __all__ = [
     "IMP",
     "Allocator",
     "BudgetError",
+    "CollapseError",
     "CollapseWarning",
     "ConfigError",
     "Criterion",
     "DataError",
     "ElementwiseScores",
+    "Granularity",
+    "Layout",
     "Mask",
     "MaskError",
+    "Member",
     "NoEffectWarning",
+    "Pattern",
     "PluginError",
     "Plugins",
+    "Probe",
     "Progress",
+    "Rewind",
     "Round",
     "RoundRecord",
     "RunError",
@@ -90,10 +116,25 @@ __all__ = [
     "TicketError",
     "TicketFacts",
     "TicketkitError",
+    "Units",
     "apportion",
+    "dead_units",
+    "effective_density",
+    "effective_mask",
     "enforced",
     "hookimpl",
+    "instability",
+    "linear_path",
+    "mask_from_tensors",
+    "mask_from_torch_prune",
+    "mask_from_zeros",
+    "nestedness",
+    "overlap",
+    "random_ticket",
+    "reinitialised_ticket",
     "select",
+    "shuffled",
+    "sign_agreement",
 ]
 
 

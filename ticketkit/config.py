@@ -16,6 +16,7 @@ from ticketkit.rewind import Rewind
 from ticketkit.schedule import Target
 
 Chosen = str | dict[str, Any]
+A_LARGE_NETWORK = 10**12  # weights
 Floor = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -41,6 +42,7 @@ class ScopeConfig(BaseModel):
     include: list[str] | None = None
     exclude: list[str] = []
     embeddings: bool = False
+    bare: bool = False
 
 
 class PruneConfig(BaseModel):
@@ -61,9 +63,11 @@ class PruneConfig(BaseModel):
     on_collapse: OnCollapse = "warn"
 
     @model_validator(mode="after")
-    def _reachable(self) -> "PruneConfig":
+    def _reachable(self, info: ValidationInfo) -> "PruneConfig":
+        plugins: Any = info.context
         try:
-            Target.of(rate=self.rate, rounds=self.rounds, density=self.density)
+            if Target.of(rate=self.rate, rounds=self.rounds, density=self.density) is None:
+                plugins.choose("schedule", self.schedule).call(A_LARGE_NETWORK, None)  # raises unless it knows the end
             Rewind.of(self.rewind)
         except ConfigError as error:
             raise ValueError(str(error)) from error

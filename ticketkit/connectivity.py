@@ -40,9 +40,9 @@ class LinearPath:
     def barrier(self) -> float:
         """The error barrier: the highest value on the path minus the mean of its two ends; NaN if any value is NaN.
 
-        This is the definition of Frankle et al. 2020 (section 2: "the maximum increase in error along the path" over
-        the mean of the end points), which calls a network stable when the barrier is about 0, less than 2 % of error.
-        It is never negative, and half the difference of the ends where the path merely slopes.
+        This is the definition of Frankle et al. 2020, section 2: the largest error on the path over the mean error of
+        its ends. They call a network stable when the barrier is about 0 (below 2 % of error). It is never negative, and
+        half the difference of the ends where the path merely slopes.
         """
         if any(isnan(value) for value in self.values):
             return nan
@@ -136,7 +136,7 @@ def instability(
     step to rewind to. `train(model, seed)` trains to the end from the model's present state with a fresh optimizer; the
     seed decides the order of the data, and the global generators (dropout) are seeded with it too. To analyse a sparse
     network, train inside `enforced(model, mask)`: zeros at both ends are zeros all along. A single pair of seeds is a
-    noisy estimate; the paper takes the mean over three. The model is left as `linear_path` leaves it.
+    noisy estimate: repeat with others. The model is left as `linear_path` leaves it.
     Raises `ConfigError` for equal seeds; warns `NoEffectWarning` when both seeds lead to the same network, bit for bit.
 
     >>> model = nn.Linear(1, 1, bias=False)

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ticketkit.errors import NoEffectWarning, ScopeError
@@ -168,6 +168,23 @@ class Enforcement:
                 for value in optimizer.state.get(parameter, {}).values():
                     if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                         self._keep[name].clear_pruned(value)
+        if isinstance(optimizer, LBFGS) and self._remembers_pruned(optimizer, parameters):
+            optimizer.state.clear()  # its flat history would move pruned weights inside a step, between closures
+
+    def _remembers_pruned(self, optimizer: LBFGS, parameters: Sequence[torch.Tensor]) -> bool:
+        """Say whether the flat vectors of an LBFGS history hold anything for a pruned weight."""
+        names = [self._scope.get(id(parameter)) for parameter in parameters]
+        kept = [
+            self._mask[name].flatten() if name in self._keep else torch.ones(parameter.numel(), dtype=torch.bool)
+            for name, parameter in zip(names, parameters, strict=True)
+        ]
+        pruned = torch.cat(kept).logical_not_().to(parameters[0].device)
+        for state in optimizer.state.values():
+            lists = [value if isinstance(value, list) else [value] for value in state.values()]
+            vectors = [v for values in lists for v in values if isinstance(v, torch.Tensor) and v.shape == pruned.shape]
+            if any(bool(vector[pruned].any()) for vector in vectors):
+                return True
+        return False
 
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         ours = [p for p in _parameters_of(optimizer) if id(p) in self._scope]

@@ -37,7 +37,7 @@ def ticketkit_register_criteria(register: Register) -> None:
 
 @hookspec
 def ticketkit_register_schedules(register: Register) -> None:
-    """Register schedules: `schedule(total, target: Target) -> counts`, one count per round and the dense one first.
+    """Register schedules: `schedule(total, target: Target | None) -> counts`, one per round and the dense one first.
 
     Example: `register("geometric", geometric)`.
     """

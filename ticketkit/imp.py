@@ -116,6 +116,7 @@ class IMP:
                 f"the floor of {floor} keeps at least {sum(floors.values())} of {self.scope.total} weights, but the "
                 f"plan ends at {self.plan[-1]}; lower the floor or prune fewer rounds"
             )
+        self._pruner.check_plan(start, self.plan)
         self._lean = lean
         self._ledger = Ledger(Path(run_dir)) if run_dir is not None else None
         self._rewinder = Rewinder(model, self.scope, self.rewind, seed, initialise, self._ledger)
@@ -266,6 +267,9 @@ class IMP:
             seed=self.seed,
             include=self.scope.include,
             exclude=self.scope.exclude,
+            where=self.scope.where,
+            embeddings=self.scope.embeddings,
+            bare=self.scope.bare,
             model_total=self.scope.model_total,
             criterion=self._pruner.criterion.provenance,
             granularity=self._granularity.provenance,

@@ -242,12 +242,11 @@ def _widened(value: Any, scale: bool) -> Any:
 
 
 def _near_one(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor times the power of two that makes its largest finite value about 1, the smallest ones raised."""
-    sizes = tensor.detach().abs()
-    largest = float(torch.where(sizes.isfinite(), sizes, 0.0).max()) if tensor.numel() else 0.0
+    """Return the tensor times a power of two, its largest finite value about 1 and none but zeros below `SMALLEST`."""
+    largest = float(tensor.detach().abs().nan_to_num(0.0, 0.0, 0.0).max()) if tensor.numel() else 0.0
     if not largest:
         return tensor
     scaled = tensor * 2.0 ** min(1 - frexp(largest)[1], 1000)
     value = scaled.detach()
-    raised = torch.where((value != 0) & (value.abs() < SMALLEST), value.sign() * SMALLEST, value)
-    return scaled + (raised - value).nan_to_num()  # the gradient passes as if nothing had been raised
+    tiny = (value != 0) & (value.abs() < SMALLEST)
+    return scaled + torch.where(tiny, value.sign() * SMALLEST - value, 0.0)  # the gradient passes as if not raised

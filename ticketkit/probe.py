@@ -1,6 +1,7 @@
 """Run a network on the user's batches to look at gradients and activations, and leave it bit-identical."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -92,8 +93,8 @@ class Probe:
     ) -> Iterator[Tensors]:
         """Yield for every batch the product of its loss's Hessian over the parameters in scope with a direction.
 
-        `exact` differentiates twice and raises `ScoreError` for a loss that has no second derivative, as torch's own CTC
-        loss; else the product comes from gradients a small step to both sides, good to some four digits in float32.
+        `exact` differentiates twice and raises `ScoreError` for a loss without a second derivative, as torch's CTC;
+        else the product comes from gradients a small step to both sides, good to some three digits in float32.
         """
         product = self._second_derivative if exact else self._central_difference
         return self.per_batch(partial(product, direction), training=training)
@@ -212,7 +213,7 @@ def set_evaluating(model: nn.Module) -> None:
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:
-    return sum(float(t.detach().cpu().double().square().sum()) for t in tensors) ** 0.5
+    return math.sqrt(sum(t.detach().cpu().double().square().sum().item() for t in tensors))
 
 
 @contextmanager

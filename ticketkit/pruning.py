@@ -1,7 +1,7 @@
 """One pruning step: trained weights → scores → counts → the next mask."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch
 from ticketkit.allocation import floor_counts
 from ticketkit.analysis import COLLAPSE, collapsed
 from ticketkit.criterion import ScoreInputs
-from ticketkit.errors import CollapseError, CollapseWarning, ConfigError, NoEffectWarning, ScoreError
+from ticketkit.errors import CollapseError, CollapseWarning, ConfigError, ScoreError
 from ticketkit.granularity import Pattern
 from ticketkit.mask import Mask
 from ticketkit.probe import Probe
@@ -44,6 +44,12 @@ class Pruner:
                 "returns a scalar)"
             )
 
+    def check_plan(self, start: Mask, counts: Sequence[int]) -> None:
+        """Raise what the allocator would raise in a later round, for the counts of a run that begins at `start`."""
+        for keep in counts[1:]:
+            capacities = self.pattern.capacities(start)
+            self.allocation.call(self.pattern.shapes, keep, floors=self.floors, capacities=capacities)
+
     def next_mask(
         self,
         mask: Mask,
@@ -76,13 +82,6 @@ class Pruner:
                 f"criterion {self.criterion.provenance.entry} changed the weights of {', '.join(changed)} in place; "
                 "a criterion must only read them (use abs(), not abs_())"
             )
-        if chosen == mask and keep < mask.kept:
-            warnings.warn(
-                f"round {index} prunes nothing: its budget is {keep} of {mask.kept} weights, and no whole unit fits "
-                "into the difference; choose smaller units or fewer rounds",
-                NoEffectWarning,
-                stacklevel=2,
-            )
         return chosen
 
     def _guarded(self, scores: Mapping[str, torch.Tensor], mask: Mask, keep: int, index: int) -> Mask:
@@ -101,13 +100,9 @@ class Pruner:
             raised = {name: min(max(n, self.floors.get(name, 0)), capacities[name]) for name, n in least.items()}
             chosen = self._chosen(scores, mask, keep, raised)
             advice = f"every part keeps {COLLAPSE:.0%} instead"
-        warnings.warn(
-            f"round {index} leaves almost nothing of {listed}; {advice}"
-            if self.on_collapse == "warn"
-            else f"round {index} would leave almost nothing of {listed}; {advice}",
-            CollapseWarning,
-            stacklevel=2,
-        )
+        verb = "leaves" if self.on_collapse == "warn" else "would leave"
+        message = f"round {index} {verb} almost nothing of {listed}; {advice}"
+        warnings.warn(message, CollapseWarning, stacklevel=2)
         return chosen
 
     def _chosen(self, scores: Mapping[str, torch.Tensor], mask: Mask, keep: int, floors: Mapping[str, int]) -> Mask:

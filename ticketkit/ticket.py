@@ -49,6 +49,9 @@ class TicketFacts(BaseModel):
     seed: int | None = None
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
+    where: str | None = None
+    embeddings: bool = False
+    bare: bool = False
     model_total: int | None = None
     criterion: Provenance | None = None
     granularity: Provenance | None = None

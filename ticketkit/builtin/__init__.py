@@ -23,13 +23,10 @@ def ticketkit_register_criteria(register: Register) -> None:
     register("lamp", weight_criteria.lamp)
     register("random", weight_criteria.random)
     register("inverted", weight_criteria.inverted, options=weight_criteria.InvertedOptions, needs={"initial"})
-    for criterion in (
-        gradient_criteria.snip,
-        gradient_criteria.taylor,
-        gradient_criteria.fisher,
-        gradient_criteria.grasp,
-    ):
-        register(criterion.__name__, criterion, options=gradient_criteria.GradientOptions, needs={"gradients"})
+    gradients = {"options": gradient_criteria.GradientOptions, "needs": {"gradients"}}
+    register("snip", gradient_criteria.snip, **gradients)
+    register("taylor", gradient_criteria.taylor, **gradients)
+    register("fisher", gradient_criteria.fisher, **gradients)
     register("grasp", gradient_criteria.grasp, options=gradient_criteria.GraspOptions, needs={"gradients"})
     register("synflow", synflow.synflow, options=synflow.SynflowOptions, needs={"gradients"})
     register("wanda", activation_criteria.wanda, needs={"activations"})

@@ -82,7 +82,10 @@ def channel(layout: Layout, *, options: UnitOptions) -> Units:
 
 
 def block(layout: Layout, *, options: BlockOptions) -> Units:
-    """A block of rows x cols of the matrix (outputs, everything else); blocks at the edges are smaller."""
+    """A block of rows x cols of the matrix (outputs, everything else); blocks at the edges are smaller.
+
+    Narang et al. 2017, block-sparse recurrent networks.
+    """
 
     def blocks(name: str) -> tuple[int, Labels]:
         shape, axis = layout.shapes[name], layout.output_axis(name)
@@ -98,7 +101,7 @@ def block(layout: Layout, *, options: BlockOptions) -> Units:
 
 
 def filter_(layout: Layout, *, options: FeedOptions) -> Units:
-    """A filter of a convolution; with `feeds`, also what reads its output channel.
+    """A filter of a convolution (Li et al. 2017); with `feeds`, also what reads its output channel.
 
     `feeds={"0": ["3.weight"]}` adds the input channels of convolution `3`, or, if it is linear, the features of each
     channel of a flattened map. Parameters that are neither kernels nor fed are refused.
@@ -119,7 +122,8 @@ def rnn_unit(layout: Layout, *, options: FeedOptions) -> Units:
 
     These are its rows in `weight_ih` and `weight_hh`, its recurrent column in `weight_hh`, and its column in the next
     layer's `weight_ih`. With `proj_size` the last two read projections, so the unit has its column of `weight_hr`
-    instead. `feeds={"lstm": ["head.weight"]}` adds the columns of what reads the last layer, forward half first.
+    instead. `feeds={"lstm": ["head.weight"]}` adds the columns of what reads the last layer, forward half first; masked
+    units are then as good as removed whatever their biases (Wen et al. 2018, intrinsic sparse structures).
     """
     parts = _Parts(layout)
     stages = list(_stages(layout.model))
@@ -145,7 +149,10 @@ def rnn_unit(layout: Layout, *, options: FeedOptions) -> Units:
 
 
 def head(layout: Layout, *, options: UnitOptions) -> Units:
-    """A head of `nn.MultiheadAttention`: its rows of query, key and value projections, its columns of `out_proj`."""
+    """A head of `nn.MultiheadAttention`: its rows of query, key and value projections, its columns of `out_proj`.
+
+    A masked head is as good as removed whatever the biases (Michel et al. 2019).
+    """
     parts = _Parts(layout)
     for path, module in layout.model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
@@ -225,6 +232,8 @@ class NOfM:
         select(scores, mask, mask.kept)  # refuses scores that cannot be ranked
         sure = self.best_of_groups(scores, mask)
         wanted = {name: whole_number(count, f"keep[{name!r}]") for name, count in _counts(keep)}
+        if below := [name for name, count in wanted.items() if count < 0]:
+            raise BudgetError(f"cannot keep {wanted[below[0]]} weights of {below[0]!r}; choose a count of 0 or more")
         budget = sum(wanted.values()) if isinstance(keep, Mapping) else whole_number(keep, "keep")
         if budget < sure.kept:
             raise BudgetError(
