@@ -514,6 +514,14 @@ def test_labels_may_be_tensors() -> None:
     assert units.shapes == {"w": (2, 2)}
 
 
+def test_narrow_labels_do_not_overflow() -> None:
+    labels = {name: torch.arange(100, dtype=torch.int8) for name in "abc"}
+    units = Units.of(dict.fromkeys("abc", (100,)), labels)
+    scored = {name: torch.arange(100.0) + place for place, name in enumerate("abc")}
+    chosen = units.select(scored, Mask.ones(units.parameters), 3)
+    assert [flags.nonzero().flatten().tolist() for flags in chosen.values()] == [[], [99], [98, 99]]
+
+
 # The layout
 
 

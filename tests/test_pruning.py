@@ -171,7 +171,7 @@ def test_a_budget_below_one_unit_is_refused() -> None:
     structured = replace(pruner(), pattern=rows)
     mask = Mask({"weight": torch.arange(4).reshape(4, 1).expand(4, 5) < 1})
     values = {"weight": torch.rand(4, 5)}
-    with pytest.raises(BudgetError, match="cannot keep 4 weights: .* has 5"):
+    with pytest.raises(BudgetError, match=r"cannot keep 4 weights: .* has 5"):
         structured.next_mask(mask, 4, weights=values, initial=values, index=1)
 
 

@@ -82,7 +82,11 @@ def flat(values: list[torch.Tensor]) -> torch.Tensor:
 
 def masked(values: list[torch.Tensor], mask: list[bool]) -> list[torch.Tensor]:
     keep = torch.tensor(mask)
-    return [torch.where(keep[:9].reshape(3, 3), values[0], 0.0), torch.where(keep[9:].reshape(2, 3), values[1], 0.0), values[2]]
+    return [
+        torch.where(keep[:9].reshape(3, 3), values[0], 0.0),
+        torch.where(keep[9:].reshape(2, 3), values[1], 0.0),
+        values[2],
+    ]
 
 
 def aside(build: Callable[[], nn.Module]) -> nn.Module:
@@ -109,9 +113,7 @@ class History(RuleBasedStateMachine):
         """Start, or go on, as a new process would: with a network and an optimizer of its own."""
         self.model = network()
         spec = {"name": "none"} if self.rewind == "none" else self.rewind
-        self.imp = IMP(
-            self.model, rate=0.5, rounds=ROUNDS, rewind=spec, run_dir=self.directory, plugins=Plugins()
-        )
+        self.imp = IMP(self.model, rate=0.5, rounds=ROUNDS, rewind=spec, run_dir=self.directory, plugins=Plugins())
         assert self.imp.plan == COUNTS
         self.rounds: Iterator[Round] = iter(self.imp)
         self.advance()
@@ -188,8 +190,9 @@ class History(RuleBasedStateMachine):
 
     @invariant()
     def weights_and_masks_are_those_of_the_plain_run(self) -> None:
-        for index, ticket in enumerate(getattr(self, "imp", None) and self.imp.tickets or ()):
-            assert torch.cat([ticket.mask[name].flatten() for name in ticket.mask]).tolist() == self.expected.masks[index]
+        for index, ticket in enumerate(self.imp.tickets if hasattr(self, "imp") else ()):
+            found = torch.cat([ticket.mask[name].flatten() for name in ticket.mask]).tolist()
+            assert found == self.expected.masks[index]
         if getattr(self, "current", None) is None:
             return
         index, step = self.current.index, self.step  # type: ignore[union-attr]

@@ -6,7 +6,8 @@
 | random ticket | `random_ticket(ticket, seed)`: as many weights, anywhere in the scope |
 | shuffled mask | `random_ticket(ticket, seed, within="parameter")`: as many weights in each parameter, anywhere in it |
 | inverted scores | `criterion={"name": "inverted", "of": "magnitude"}`: keeps what the criterion would prune |
-| other initialisation | `reinitialised_ticket(ticket, model, seed)`: the same mask over fresh weights; `rewind="reinit"` in IMP |
+| other initialisation | `reinitialised_ticket(ticket, model, seed)`: the same mask over fresh weights |
+| reinitialised IMP | `rewind="reinit"` |
 | standard pruning | `rewind="none"`: never rewound |
 | one-shot | `schedule="one_shot"`: pruned once, to the same density |
 
@@ -69,7 +70,9 @@ def random_ticket(ticket: Ticket, seed: int, *, within: Within = "model") -> Tic
     return replace(ticket, mask=shuffled(ticket.mask, seed, within=within), facts=facts)
 
 
-def reinitialised_ticket(ticket: Ticket, model: nn.Module, seed: int, *, initialise: Initialiser | None = None) -> Ticket:
+def reinitialised_ticket(
+    ticket: Ticket, model: nn.Module, seed: int, *, initialise: Initialiser | None = None
+) -> Ticket:
     """Return the ticket with the same mask over fresh initial weights of `model`, which is left as it was.
 
     Weights are drawn by each module's own `reset_parameters`, or by `initialise(model)`. Raises `TicketError` for a

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Literal, Protocol, Self
 
@@ -168,10 +169,11 @@ class Member:
     space: str
     labels: Labels
 
-    @property
+    @cached_property
     def terms(self) -> tuple[Array, ...]:
-        """The labels as arrays to add."""
-        return tuple(map(np.asarray, self.labels if isinstance(self.labels, tuple) else (self.labels,)))
+        """The labels as arrays to add, in int64; labels that are no whole numbers stay what they are."""
+        given = map(np.asarray, self.labels if isinstance(self.labels, tuple) else (self.labels,))
+        return tuple(a.astype(np.int64, copy=False) if np.issubdtype(a.dtype, np.integer) else a for a in given)
 
 
 @dataclass(frozen=True, eq=False)

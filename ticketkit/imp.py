@@ -275,7 +275,7 @@ class IMP:
             granularity=self._granularity.provenance,
             schedule=self._schedule.provenance,
             allocation=self._pruner.allocation.provenance,
-            floor=self.floor,
+            floor=dict(self.floor) if isinstance(self.floor, Mapping) else self.floor,
             rewind=str(self.rewind),
             rewound=self._rewound,
             metrics=record.metrics,

@@ -7,13 +7,13 @@
 | `epoch:1` | the same, counted in epochs of `steps_per_epoch` steps |
 | `pretrained` | the weights in a file, from which the first round starts too |
 | `reinit` | fresh weights from each module's own initialiser: the control that shows what rewinding is worth |
-| `learning_rate` | the weights as trained; what the loop tracks (learning-rate schedule, optimizer) goes back (Renda et al. 2020) |
+| `learning_rate` | the weights as trained; what the loop tracks, such as its schedule, goes back (Renda et al. 2020) |
 | `none` | everything as trained: fine-tuning, the standard pruning |
 
 The parts of the contract: `weights` (in scope), `biases`, `other_parameters` (out of scope), `buffers` (BatchNorm
 statistics and counters), `rng` (Python's, NumPy's and torch's generators), and whatever a loop hands to `Round.track`
-under the name it has there: `optimizer`, `scheduler`, `scaler`, `ema`, `sampler`. Gradients are always cleared, training
-flags always set back. An object that is not tracked is rewound by building a fresh one each round.
+under the name it has there: `optimizer`, `scheduler`, `scaler`, `ema`, `sampler`. Gradients are always cleared,
+training flags always set back. An object that is not tracked is rewound by building a fresh one each round.
 """
 
 from collections.abc import Callable, Collection, Mapping

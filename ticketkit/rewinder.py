@@ -1,7 +1,7 @@
 """Puts the model where each round of a run starts, and remembers what later rounds go back to."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ class Rewinder:
         self._captured: Snapshot | None = None
         self._last: Snapshot | None = None
         self._flags: dict[nn.Module, bool] = {}
-        if self.policy.name == "reinit" and self.initialise is None:
+        if self._reinitialises and self.initialise is None:
             check_reinitialisable(self.model)
 
     def open(self) -> None:
@@ -68,28 +68,20 @@ class Rewinder:
         dropout off in the next round.
         """
         self._flags = self._flags or {module: module.training for module in self.model.modules()}
-        for module, training in self._flags.items():
-            module.training = training
+        for module, flag in self._flags.items():
+            module.training = flag
         checkpoint = self.ledger.checkpoint(index) if self.ledger else None
         if index == 0:
             self._begin_first()
             return Start(checkpoint=checkpoint)
-        carried = self._trained(index - 1) if self._carries_parts else None
+        carried = self._trained(index - 1) if self._carries(()) else None
         if carried is not None:
             carried.restore(self.model)
-        if self.policy.name == "reinit":
-            reinitialise_(self.model, derived_seed(self.seed, index), self.initialise)
-            if carried is not None:
-                kept = {key for key in carried.tensors if not self._goes_back(key)}
-                carried.restore_tensors(self.model, kept)
-        else:
-            rewind_(self.model, self.origin, self.policy, self.scope.names)
-        if self.policy.name == "reinit" and self.policy.rewinds("rng"):
-            self.origin.rng.restore()
-        went_back = {name: state for name, state in self.origin.training.items() if self.policy.rewinds(name)}
+        goal = replace(self.origin, tensors=self._reinitialised(index)) if self._reinitialises else self.origin
+        rewind_(self.model, goal, self.policy, self.scope.names)
+        went_back = {name: state for name, state in goal.training.items() if self.policy.rewinds(name)}
         training = {**(carried.training if carried else {}), **went_back}
-        step = self._capture_step or 0
-        return Start(step if self.policy.rewinds("weights") else 0, training, checkpoint)
+        return Start((self._capture_step or 0) if self.policy.rewinds("weights") else 0, training, checkpoint)
 
     def watch(self, current: Round, enforcement: Enforcement) -> None:
         """In the first round, capture the network at the optimizer step that later rounds go back to."""
@@ -113,8 +105,8 @@ class Rewinder:
             self.policy.check_parts(tracked)
             if self._capture_step is not None and self._captured is None:
                 raise ConfigError(
-                    f"rewind {str(self.policy)!r} goes back to optimizer step {self._capture_step}, but the first round "
-                    f"took only {enforcement.steps}; rewind earlier or train longer"
+                    f"rewind {str(self.policy)!r} goes back to optimizer step {self._capture_step}, but the first "
+                    f"round took only {enforcement.steps}; rewind earlier or train longer"
                 )
         if self.ledger is None and not self._carries(tracked):
             return None
@@ -124,10 +116,7 @@ class Rewinder:
 
     def start_tensors(self, index: int) -> Mapping[str, torch.Tensor] | None:
         """Return what the network was at the start of a round, before its mask; None if nothing kept that."""
-        if index == 0 or self.policy.name != "reinit":
-            tensors = self.origin.tensors
-        else:
-            tensors = self._reinitialised(index)
+        tensors = self._reinitialised(index) if index and self._reinitialises else self.origin.tensors
         if index == 0 or all(self._goes_back(key) for key in tensors):
             return tensors
         if self.ledger is None:
@@ -158,18 +147,20 @@ class Rewinder:
         return self._last
 
     def _reinitialised(self, index: int) -> Mapping[str, torch.Tensor]:
+        """Return the fresh initial weights of a round; the model is left as it was."""
         now = Snapshot.capture(self.model)
         reinitialise_(self.model, derived_seed(self.seed, index), self.initialise)
         fresh = Snapshot.capture(self.model).tensors
-        now.restore_tensors(self.model)
+        now.restore(self.model)
         return fresh
 
     def _goes_back(self, key: str) -> bool:
         return self.policy.rewinds(part_of(key, self.scope.names))
 
-    @property
-    def _carries_parts(self) -> bool:
-        return self._carries(())
-
-    def _carries(self, tracked: "Mapping[str, Stateful] | tuple[()]") -> bool:
+    def _carries(self, tracked: Iterable[str]) -> bool:
+        """Say whether a round takes over anything from the one before it."""
         return bool(self.policy.keep) or not all(self.policy.rewinds(part) for part in (*PARTS, *tracked))
+
+    @property
+    def _reinitialises(self) -> bool:
+        return self.policy.name == "reinit"

@@ -25,8 +25,8 @@ from torch import nn
 
 from ticketkit.errors import MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask, shape_differences
-from ticketkit.snapshot import content_digest, state_tensors
 from ticketkit.scope import masked_parameters
+from ticketkit.snapshot import content_digest, state_tensors
 from ticketkit.storage import canonical_json, write_atomically
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from ticketkit.builtin.criteria import magnitude
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from ticketkit import Mask, Scope, ScoreInputs, enforced, select, selection
-from ticketkit.builtin.criteria import magnitude
 
 Weights = dict[str, torch.Tensor]
 

@@ -82,7 +82,6 @@ class Trainer:
         with torch.no_grad():
             return {"wer": (self.module(x).argmax(1) != y).float().mean().item()}
 
-
     @property
     def steps_per_epoch(self) -> int:
         return len(self.corpus.splits["train"][0].split(16))
