@@ -18,6 +18,7 @@ ORDER = [
     "roles",
     "names",
     "mask",
+    "distributed",
     "scope",
     "rng",
     "probe",

@@ -1,5 +1,6 @@
 """What the documents say is what the program does."""
 
+import ast
 import json
 import re
 import subprocess
@@ -49,3 +50,17 @@ def test_every_recipe_is_a_config_that_checks() -> None:
     assert {"fsdd", "spoken_digits"} <= recipes.keys()
     for name in recipes:
         parse_config(read_settings(name, [], recipes), plugins)
+
+
+def test_every_guarantee_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", page)
+    defined = {
+        file: {node.name for node in ast.walk(ast.parse((ROOT / file).read_text())) if hasattr(node, "name")}
+        for file in {file for file, _ in named}
+    }
+    assert [f"{file}::{name}" for file, name in named if name not in defined[file]] == []
+    invariants, traps = page.split("## Traps")
+    assert re.findall(r"^\| (\d+) \|", invariants, re.MULTILINE) == [str(number) for number in range(1, 11)]
+    assert re.findall(r"^\| (\d+) \|", traps, re.MULTILINE) == [str(number) for number in range(1, 32)]
+    assert all("`tests/" in row for row in page.splitlines() if re.match(r"\| (\d+|all) \|", row))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ticketkit.allocation import floor_counts
 from ticketkit.analysis import Mode, best_record, extreme_record
+from ticketkit.distributed import agreed
 from ticketkit.enforce import Enforcement, enforced
 from ticketkit.errors import BudgetError, ConfigError, NoEffectWarning, ScopeError
 from ticketkit.granularity import Layout
@@ -255,7 +256,10 @@ class IMP:
         index = len(self._masks)
         initial = self._rewinder.origin.parameters()
         trained = self.scope.tensors(self.model)
-        return self._pruner.next_mask(self._masks[-1], self.plan[index], weights=trained, initial=initial, index=index)
+        decided = self._pruner.next_mask(
+            self._masks[-1], self.plan[index], weights=trained, initial=initial, index=index
+        )
+        return agreed(decided)
 
     def _ticket(self, record: RoundRecord) -> Ticket:
         mask = self._masks[record.index]

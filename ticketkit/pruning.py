@@ -76,7 +76,7 @@ class Pruner:
         versions = {name: tensor._version for name, tensor in inputs.weights.items()}
         scores = self.criterion.call(inputs)
         candidates = Mask.ones(mask.shapes, aliases=mask.aliases) if self.criterion.regrows else mask
-        chosen = self._guarded(scores, candidates, keep, index)
+        chosen = self._guarded(scores, candidates, min(keep, candidates.kept), index)
         if changed := [name for name, tensor in inputs.weights.items() if tensor._version != versions[name]]:
             raise ScoreError(
                 f"criterion {self.criterion.provenance.entry} changed the weights of {', '.join(changed)} in place; "

@@ -1,0 +1,82 @@
+"""Trap 23: masks of different ranks must not drift apart, whatever scores or seeds the ranks have of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ticketkit import Mask
+from ticketkit.distributed import agreed
+
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+import ticketkit
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+torch.manual_seed(0)
+network = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3))
+settings = {"scope": {"include": ["0.*"]}} if sys.argv[1] == "scope" and rank == 1 else {}
+imp = ticketkit.IMP(
+    DistributedDataParallel(network),
+    rate=0.5,
+    rounds=2,
+    criterion=sys.argv[1] if sys.argv[1] != "scope" else "magnitude",
+    seed=rank,  # another one on every rank: random scores differ
+    batches=lambda: [torch.randn(4, 6, generator=torch.Generator().manual_seed(rank))],  # and so do gradients
+    loss=lambda model, batch: ticketkit.names.unwrap(model)(batch).square().mean(),
+    plugins=ticketkit.Plugins(),
+    **settings,
+)
+torch.manual_seed(rank)
+for current in imp:
+    optimizer = torch.optim.SGD(imp.model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        imp.model(torch.randn(4, 6)).square().mean().backward()
+        optimizer.step()
+    weights = torch.cat([p.detach().flatten() for p in network.parameters()])
+    everyone = [torch.empty_like(weights) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, weights)
+    assert all(other.equal(weights) for other in everyone)
+    assert not any(network.get_parameter(n).detach()[~current.mask[n]].any() for n in current.mask)
+digests = [None] * dist.get_world_size()
+dist.all_gather_object(digests, [ticket.mask.digest for ticket in imp.tickets])
+assert all(other == digests[0] for other in digests), digests
+assert len(set(digests[0])) == 3
+print("agreed", flush=True)
+dist.destroy_process_group()
+"""
+
+
+def torchrun(folder: Path, criterion: str) -> subprocess.CompletedProcess[str]:
+    (folder / "rank.py").write_text(RANK.replace("import ticketkit\n", "import ticketkit\nimport ticketkit.names\n"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [*command, str(folder / "rank.py"), criterion]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize("criterion", ["random", "snip"])
+def test_two_ranks_with_scores_of_their_own_hold_one_mask(criterion: str, tmp_path: Path) -> None:
+    finished = torchrun(tmp_path, criterion)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("agreed") == 2
+
+
+def test_ranks_with_different_scopes_are_told_and_none_waits_for_ever(tmp_path: Path) -> None:
+    finished = torchrun(tmp_path, "scope")
+    assert finished.returncode != 0
+    assert "rank 0 and ranks [1] mask different parameters" in finished.stderr
+
+
+def test_a_process_alone_agrees_with_itself() -> None:
+    mask = Mask.ones({"w": (2, 2)})
+    assert agreed(mask) is mask
