@@ -94,6 +94,39 @@ def test_inspect_shows_origin_and_layers(finished: Path) -> None:
     assert "3.weight" in result.stdout
 
 
+def test_compare_shows_what_two_tickets_share_against_chance(finished: Path) -> None:
+    first, second = (f"run/rounds/00{index}/ticket.safetensors" for index in (1, 3))
+    compared = ticketkit("compare", first, second, cwd=finished)
+    assert compared.returncode == 0, compared.stderr
+    assert "the second lies in the first" in compared.stdout
+    assert "standard deviations above chance, p = " in compared.stdout
+    assert "0.weight" in compared.stdout
+
+
+def test_a_config_reaches_every_part_of_the_engine(finished: Path, tmp_path: Path) -> None:
+    """A data-driven criterion, a structured grain, another split, another way down, another way back, from a mask."""
+    settings = {
+        "criterion": "snip",
+        "granularity": "{name: row, pool: sum}",
+        "allocation": "uniform",
+        "schedule": "linear",
+        "rewind": "epoch:1",
+        "rounds": "2",
+        "rate": "null",
+        "density": "0.25",
+        "start": str(finished / "run" / "rounds" / "001" / "ticket.safetensors"),
+        "on_collapse": "reallocate",
+    }
+    options = [word for key, value in settings.items() for word in ("--set", f"prune.{key}={value}")]
+    finished_run = ticketkit("run", CONFIG, "--out", "run", *options, cwd=tmp_path)
+    assert finished_run.returncode == 0, finished_run.stderr
+    shown = ticketkit("inspect", "run/rounds/002/ticket.safetensors", cwd=tmp_path).stdout
+    for fact in ("builtin:snip", "builtin:row", "builtin:uniform", "builtin:linear", "rewind: epoch:1", "dead outputs"):
+        assert fact in shown
+    again = ticketkit("run", CONFIG, "--out", "again", "--set", "prune.rewind=reinit", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
 def test_verify_accepts_its_own_round_and_refuses_another_rounds_weights(finished: Path) -> None:
     ticket = "run/rounds/002/ticket.safetensors"
     own = ticketkit("verify", ticket, "--model", "run/rounds/002/trained.safetensors", cwd=finished)

@@ -1,4 +1,4 @@
-"""The command line: `ticketkit run`, `resume`, `report`, `inspect`, `verify`, `plugins`, `init`.
+"""The command line: `ticketkit run`, `resume`, `report`, `inspect`, `compare`, `verify`, `plugins`, `init`.
 
 Exit codes: 0 done, 1 the run failed, 2 bad input. Heavy imports stay inside the commands, so that `--help` is quick.
 """
@@ -112,10 +112,12 @@ def report(directories: Annotated[list[Path], typer.Argument(help="run directori
 @app.command()
 def inspect(ticket: TicketFile) -> None:
     """Show what a ticket holds: where it came from, what it keeps, layer by layer."""
+    from ticketkit.analysis import dead_units
     from ticketkit.ticket import Ticket
 
     loaded = Ticket.load(ticket)
     mask, facts = loaded.mask, loaded.facts
+    dead = dead_units(mask)
     console.print(f"{ticket}: keeps {mask.kept:,} of {mask.total:,} weights in scope ({mask.density:.2%})")
     if facts.model_total:
         kept = facts.model_total - mask.total + mask.kept
@@ -124,9 +126,36 @@ def inspect(ticket: TicketFile) -> None:
     console.print(f"rewind weights: {rewind}\ndigest: {loaded.digest}\nmask digest: {mask.digest}")
     for name, value in facts.model_dump(mode="json", exclude_defaults=True).items():
         console.print(f"{name}: {value}")
-    table = Table("parameter", "shape", "kept", "of", "density")
+    table = Table("parameter", "shape", "kept", "of", "density", "dead outputs", "dead inputs")
     for name, shape in mask.shapes.items():
         row = (str(list(shape)), f"{mask.counts[name]:,}", f"{mask.sizes[name]:,}", f"{mask.densities[name]:.2%}")
+        table.add_row(name, *row, str(len(dead.rows.get(name, ()))), str(len(dead.columns.get(name, ()))))
+    console.print(table)
+
+
+@app.command()
+def compare(first: TicketFile, second: TicketFile) -> None:
+    """Show what two tickets keep in common, and how likely that is by chance."""
+    from ticketkit.comparison import overlap
+    from ticketkit.ticket import Ticket
+
+    masks = Ticket.load(first).mask, Ticket.load(second).mask
+    shared = overlap(*masks)
+    console.print(
+        f"{first} keeps {shared.kept_a:,}, {second} keeps {shared.kept_b:,} of {shared.total:,} weights; "
+        f"both keep {shared.both:,}, {shared.expected:,.1f} by chance (same counts in every parameter)",
+        soft_wrap=True,
+    )
+    nested = "the second lies in the first" if masks[1] <= masks[0] else "the first lies in the second"
+    nested = nested if masks[0] <= masks[1] or masks[1] <= masks[0] else "neither lies in the other"
+    console.print(
+        f"Jaccard {shared.jaccard:.4f}; {shared.z:.1f} standard deviations above chance, p = {shared.p_at_least:.3g} "
+        f"({shared.method}); {nested}",
+        soft_wrap=True,
+    )
+    table = Table("parameter", "both", "by chance", "Jaccard", "z", "p")
+    for name, own in shared.parameters.items():
+        row = (f"{own.both:,}", f"{own.expected:,.1f}", f"{own.jaccard:.4f}", f"{own.z:.1f}", f"{own.p_at_least:.3g}")
         table.add_row(name, *row)
     console.print(table)
 

@@ -61,6 +61,8 @@ class PruneConfig(BaseModel):
     scope: ScopeConfig = ScopeConfig()
     floor: Floor | dict[str, Floor] | None = None
     on_collapse: OnCollapse = "warn"
+    start: str | None = None
+    """A ticket file whose mask the first round begins with, instead of all weights."""
 
     @model_validator(mode="after")
     def _reachable(self, info: ValidationInfo) -> "PruneConfig":

@@ -21,6 +21,7 @@ from ticketkit.rewind import Rewind
 from ticketkit.rng import seeded
 from ticketkit.roles import Bundle, EpochTrainer, Progress, ScoringTrainer, Trainer
 from ticketkit.storage import canonical_json, write_text_atomically
+from ticketkit.ticket import Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +194,7 @@ def _imp(config: RunConfig, bundle: Bundle, trainer: Trainer, directory: Path, p
         scope=prune.scope.model_dump(),
         floor=prune.floor,
         on_collapse=prune.on_collapse,
+        mask=Ticket.load(prune.start).mask if prune.start else None,
         batches=scoring.scoring_batches if scoring else None,
         loss=scoring.scoring_loss if scoring else None,
         initialise=initialise,
