@@ -31,6 +31,7 @@ ORDER = [
     "snapshot",
     "rewind",
     "enforce",
+    "gaps",
     "ticket",
     "ledger",
     "round",

@@ -73,6 +73,9 @@ def test_loading_gives_what_was_saved_and_saving_that_the_same_bytes(
     folder = tmp_path_factory.mktemp("ticket")
     ticket.save(folder / "a")
     loaded = Ticket.load(folder / "a")
+    ticket.save(folder / "c", compact=True)
+    assert Ticket.load(folder / "c") == ticket
+    assert Ticket.load(folder / "c").digest == loaded.digest
     assert loaded == ticket
     assert hash(loaded) == hash(ticket)
     assert loaded.mask == ticket.mask
@@ -340,3 +343,22 @@ def test_apply_keeps_identity_and_tied_weights_together() -> None:
     ticket.apply_(model)
     assert id(model.output.weight) == id(model.embedding.weight) == identity
     assert not model.output.weight.detach()[~ticket.mask["embedding.weight"]].any()
+
+
+def sparse_ticket() -> Ticket:
+    draw = torch.Generator().manual_seed(2)
+    values = {"parameter/w": torch.randn(60, 70, generator=draw), "parameter/b": torch.randn(60, generator=draw)}
+    return Ticket(Mask({"w": torch.rand(60, 70, generator=draw) < 0.04}), values)
+
+
+def test_a_compact_ticket_is_smaller_and_any_flipped_bit_of_it_is_found_out(tmp_path: Path) -> None:
+    ticket, path = sparse_ticket(), tmp_path / "compact"
+    ticket.save(tmp_path / "packed")
+    ticket.save(path, compact=True)
+    content = path.read_bytes()
+    assert len(content) < (tmp_path / "packed").stat().st_size - 300
+    assert set(load_file(path)) == {"gaps/w", "kept/w", "parameter/b"}
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with pytest.raises(TicketError):
+            Ticket.load(path)

@@ -3,17 +3,19 @@
 | tensor | holds |
 |---|---|
 | `mask/<parameter>` | uint8, the packed mask: weight i is bit i % 8 of byte i // 8, C order, padding bits zero |
+| `gaps/<parameter>` | uint8, the same mask in fewer bits (`ticketkit.gaps`), in place of it (optional) |
 | `kept/<parameter>` | the rewind values of the kept weights of a parameter in scope, in flat order (optional) |
 | `parameter/<name>`, `buffer/<name>` | rewind values of everything else (optional) |
 
 One metadata key, `ticketkit`, holds canonical JSON: format, parameters with shapes and counts, aliases, facts and the
-SHA-256 digest of all of it and of every tensor's bytes. Equal tickets give equal bytes. Loading executes nothing and
-checks everything: a flipped byte, a truncation or a renamed tensor raises `TicketError`.
+SHA-256 digest of all of it and of every tensor's bytes, masks packed. Equal tickets give equal bytes, saved alike.
+Loading executes nothing and checks everything: a flipped byte, a truncation or a renamed tensor raises `TicketError`.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ticketkit import gaps
 from ticketkit.errors import MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask, shape_differences
 from ticketkit.scope import masked_parameters
@@ -114,11 +117,15 @@ class Ticket:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    def save(self, path: str | Path) -> None:
-        """Write the ticket, whole or not at all; a file that was there stays intact if writing fails."""
+    def save(self, path: str | Path, *, compact: bool = False) -> None:
+        """Write the ticket, whole or not at all; a file that was there stays intact if writing fails.
+
+        `compact` codes masks by the gaps between weights, near their entropy; the digest stays the same.
+        """
         header, tensors = self._header(), self._tensors()
         metadata = {"ticketkit": header.model_copy(update={"digest": _digest(header, tensors)}).to_json()}
-        write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        stored = _with_gaps(self.mask, tensors) if compact else tensors
+        write_atomically(Path(path), lambda temporary: save_file(stored, temporary, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -126,8 +133,8 @@ class Ticket:
         path = Path(path)
         header = _read_header(path)
         try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
+            tensors = _without_gaps(header, load_file(path))
+        except (OSError, SafetensorError, TicketError, ValueError, MemoryError) as error:
             raise TicketError(f"{path} is damaged: {error}") from error
         if _digest(header.model_copy(update={"digest": None}), tensors) != header.digest:
             raise TicketError(f"{path} is damaged: its content does not have the digest it was saved with")
@@ -225,6 +232,24 @@ def _check_pruned(mask: Mask, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _digest(header: TicketHeader, tensors: Mapping[str, torch.Tensor]) -> str:
     return content_digest(header.to_json(), tensors)
+
+
+def _with_gaps(mask: Mask, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file with each mask in its shorter form."""
+    coded = {name: gaps.encoded(mask.bits(name), mask.sizes[name], mask.counts[name]) for name in mask}
+    shorter = {name: code for name, code in coded.items() if code is not None}
+    others = {key: tensor for key, tensor in tensors.items() if key.removeprefix("mask/") not in shorter}
+    return others | {f"gaps/{name}": _bytes_tensor(code) for name, code in shorter.items()}
+
+
+def _without_gaps(header: TicketHeader, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file with every mask packed; raises `TicketError` for a code nobody writes."""
+    facts = {name: (prod(shape), kept) for name, shape, kept in header.parameters}
+    for name in [key.removeprefix("gaps/") for key in tensors if key.startswith("gaps/")]:
+        if name not in facts or f"mask/{name}" in tensors:
+            raise TicketError(f"the gaps of {name!r} belong to no masked parameter, or to one that has its mask too")
+        tensors[f"mask/{name}"] = _bytes_tensor(gaps.decoded(bytes(tensors.pop(f"gaps/{name}").numpy()), *facts[name]))
+    return tensors
 
 
 def _bytes_tensor(content: bytes) -> torch.Tensor:

@@ -5,6 +5,7 @@ collect_ignore = [
     "networks.py",
     "rivals.py",
     "gauge.py",
+    "processes.py",
     "selection.py",
     "training.py",
     "loop.py",

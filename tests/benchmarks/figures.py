@@ -5,10 +5,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+Measured = TypeVar("Measured")
 CLOSE = 15  # rounds at least, where a ratio under 1.1 is claimed
 
 
@@ -118,7 +119,7 @@ def compared(
     )
 
 
-def interleaved(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleaved(contestants: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
     """Return what every contestant measured in every round; all take turns, and each round starts with another one.
 
     >>> log = []
@@ -126,7 +127,7 @@ def interleaved(contestants: Mapping[str, Callable[[], float]], rounds: int) -> 
     >>> "".join(log)
     'abba'
     """
-    results: dict[str, list[float]] = {name: [] for name in contestants}
+    results: dict[str, list[Measured]] = {name: [] for name in contestants}
     order = list(contestants)
     for turn in range(rounds):
         for name in order[turn % len(order) :] + order[: turn % len(order)]:

@@ -8,18 +8,17 @@ is inside `with gauge:`; a peak shorter than that can be missed, but writing one
 """
 
 import ctypes
-import multiprocessing
 import os
 from collections.abc import Callable
+from mmap import ACCESS_READ, mmap
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-import torch
+from processes import started
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-PRELOADED = ["gauge", "memory", "selection"]
 
 
 class Gauge:
@@ -51,21 +50,16 @@ def available() -> bool:
 
 def peak_bytes(job: Callable[..., None], *arguments: Any) -> int:
     """Return by how much memory rose above its zero, at most, while `job(gauge, *arguments)` was inside the gauge."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_work, args=(theirs, job, arguments))
-    child.start()
-    theirs.close()
+    child, pipe = started(_work, job, arguments)
     try:
         with Path(f"/proc/{child.pid}/statm").open("rb", buffering=0) as statm:
-            return _watch(ours, statm.fileno())
+            return _watch(pipe, statm.fileno())
     except EOFError:
         raise RuntimeError(
             f"{job.__name__}{arguments} ended before it was measured; its own message is above"
         ) from None
     finally:
-        ours.close()
+        pipe.close()
         child.join()
 
 
@@ -89,9 +83,18 @@ def _anonymous(statm: int) -> int:
 
 
 def _work(pipe: Connection, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     malloc = ctypes.CDLL(None)
     malloc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     malloc.mallopt(M_TRIM_THRESHOLD, 0)
     job(Gauge(pipe), *arguments)
+
+
+def fill(gauge: Gauge, size: int, mapped: str | None = None) -> None:
+    """Write `size` bytes of memory and free them, or read a file of that size: what the gauge itself is tested with."""
+    gauge.zero()
+    with gauge:
+        if mapped is None:
+            bytearray(b"x") * size
+        else:
+            with Path(mapped).open("rb") as file, mmap(file.fileno(), size, access=ACCESS_READ) as content:
+                content.find(b"x")

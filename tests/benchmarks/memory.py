@@ -49,7 +49,7 @@ def width(quick: bool) -> int:
 def train(model: nn.Module, steps: int = 3) -> None:
     """Train a few steps with an optimizer of its own."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    inputs = torch.randn(32, model.get_parameter("layers.0.weight").shape[1])
+    inputs = torch.randn(32, model.layers[0].in_features)
     for _ in range(steps):
         optimizer.zero_grad()
         model(inputs).backward()
