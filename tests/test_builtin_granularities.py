@@ -14,7 +14,8 @@ from torch import nn
 from ticketkit import BudgetError, ConfigError, Mask, Plugins, Scope, ScopeError, ScoreError, ScoreInputs, select
 from ticketkit.builtin import granularities as builtin
 from ticketkit.builtin.granularities import NOfM
-from ticketkit.granularity import Layout, Pattern, Units, Weights
+from ticketkit.granularity import Layout, Pattern, Weights
+from ticketkit.units import Units
 from ticketkit.testing import TINY_NETS, bilstm_tagger, masks, scores, shape_maps, tied_scores
 
 Scores = Mapping[str, torch.Tensor]

@@ -15,7 +15,9 @@ from ticketkit import (
     BudgetError,
     CollapseWarning,
     ConfigError,
+    Mask,
     NoEffectWarning,
+    Plugins,
     Scope,
     ScopeError,
     ScoreError,
@@ -322,7 +324,7 @@ def test_magnitude_over_init_keeps_layers_of_any_scale() -> None:
         ({"rounds": 1, "floor": 1.5}, ConfigError, "floor must be a density"),
         ({"rounds": 1, "scope": {"include": ["lstm.*"]}}, ScopeError, "matched none"),
         ({"rounds": 40}, BudgetError, "which is none"),
-        ({"rounds": 4, "rate": 0.5, "floor": 0.2}, BudgetError, r"the floor of 0\.2 keeps at least 15 of 72 weights"),
+        ({"rounds": 4, "rate": 0.5, "floor": 0.2}, BudgetError, r"the floors keep at least 15 of 72 weights"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(
@@ -483,3 +485,114 @@ def test_scope_objects_and_mappings_mean_the_same() -> None:
     model = mlp()
     by_object = IMP(model, rounds=1, scope=Scope.of(model, include=["0.*"]))
     assert by_object.scope == IMP(model, rounds=1, scope={"include": ["0.*"]}).scope
+
+
+# Runs that start from a mask found elsewhere
+
+
+def quarter(model: nn.Module) -> Mask:
+    draw = torch.Generator().manual_seed(1)
+    return Mask({name: torch.rand(shape, generator=draw) < 0.25 for name, shape in Scope.of(model).shapes.items()})
+
+
+def test_the_first_round_holds_the_mask_to_start_from_and_later_ones_prune_it(tmp_path: Path) -> None:
+    seed()
+    model = mlp(40)
+    start = quarter(model)
+    imp = IMP(model, rate=0.5, rounds=2, mask=start, run_dir=tmp_path, plugins=Plugins())
+    assert imp.plan == (start.kept, round(start.kept / 2), round(start.kept / 4))
+    for current in imp:
+        assert current.mask <= start
+        assert current.density == current.mask.kept / imp.scope.total
+        assert not any(dict(model.named_parameters())[n].detach()[~current.mask[n]].any() for n in current.mask)
+        train(model, lr=0.001)
+    assert imp.tickets[0].mask == start
+    assert [record.total for record in imp.records] == [imp.scope.total] * 3
+    with pytest.raises(ConfigError, match="start: there"):
+        next(iter(IMP(model, rate=0.5, rounds=2, run_dir=tmp_path, plugins=Plugins())))
+
+
+def test_a_density_is_of_the_scope_wherever_a_run_starts() -> None:
+    model = mlp(40)
+    imp = IMP(model, rounds=3, density=0.05, mask=quarter(model), plugins=Plugins())
+    assert imp.plan[-1] == round(0.05 * imp.scope.total)
+
+
+def test_a_mask_that_does_not_cover_the_scope_is_refused_with_the_list() -> None:
+    model = mlp(40)
+    other = Mask.ones({"0.weight": (40, 6), "3.weight": (3, 41)})
+    with pytest.raises(
+        ScopeError, match=r"(?s)mask to start from.*expected shape \(3, 40\), found \(3, 41\)"
+    ):
+        IMP(model, rounds=1, mask=other, plugins=Plugins())
+
+
+# Settings that go together
+
+
+def test_batches_and_loss_go_together() -> None:
+    with pytest.raises(ConfigError, match="batches= and loss= go together"):
+        IMP(mlp(), rounds=1, batches=list, plugins=Plugins())
+
+
+def test_floors_by_pattern_hold_for_what_they_match() -> None:
+    seed()
+    model = mlp(40)
+    with torch.no_grad():
+        model[3].weight.mul_(1e-4)
+    imp = IMP(model, rounds=1, density=0.3, floor={"3.*": 0.25}, plugins=Plugins())
+    for _ in imp:
+        pass
+    assert imp.tickets[1].mask.counts["3.weight"] == 30
+    assert imp.tickets[1].facts.floor == {"3.*": 0.25}
+
+
+def test_an_unknown_reaction_to_collapse_is_refused() -> None:
+    with pytest.raises(ConfigError, match="on_collapse must be 'warn', 'stop' or 'reallocate', not 'ignore'"):
+        IMP(mlp(), rounds=1, on_collapse="ignore", plugins=Plugins())  # type: ignore[arg-type]
+
+
+def test_a_criterion_with_data_is_repeated_by_a_resumed_run(tmp_path: Path) -> None:
+    """The mask after a crash is scored on the trained network from disk, dropout and batch order included."""
+
+    def run_of(run_dir: Path | None, stop: int | None = None) -> IMP:
+        seed()
+        model = net_with_everything()
+        images = [torch.randn(4, 1, 8, 8) for _ in range(3)]
+        imp = IMP(
+            model,
+            rate=0.4,
+            rounds=2,
+            criterion={"name": "snip", "training": True},
+            batches=lambda: torch.utils.data.DataLoader(images, batch_size=None, shuffle=True),  # type: ignore[arg-type]
+            loss=lambda model, batch: model(batch).square().mean(),
+            run_dir=run_dir,
+            plugins=Plugins(),
+        )
+        return go_on(imp, lambda index: index == stop)
+
+    expected = finished(run_of(None), tmp_path)
+    run_of(tmp_path / "run", stop=1)
+    assert finished(run_of(tmp_path / "run"), tmp_path) == expected
+
+
+def test_a_lean_run_finds_the_same_tickets(tmp_path: Path) -> None:
+    assert finished(go_on(new_run(None, lean=True)), tmp_path) == finished(go_on(new_run(None)), tmp_path)
+
+
+def test_run_hands_the_optimizer_over_to_rewinding() -> None:
+    seed()
+    model, momenta = mlp(), []
+
+    def spied(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        momenta.append([value["momentum_buffer"].clone() for value in optimizer.state.values() if value])
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.ones(2, 6)).square().mean().backward()
+            optimizer.step()
+
+    imp = IMP(model, rate=0.4, rounds=2, rewind="step:2", plugins=Plugins())
+    imp.run(spied, optimizer_factory=lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9))
+    assert momenta[0] == []
+    assert all(a.equal(b) for a, b in zip(momenta[1], momenta[2], strict=True))
+    assert len(momenta[1]) == 4

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
         TicketError,
         TicketkitError,
     )
-    from ticketkit.granularity import Granularity, Layout, Member, Pattern, Units
+    from ticketkit.granularity import Granularity, Layout, Pattern
     from ticketkit.hookspecs import hookimpl
     from ticketkit.imp import IMP
     from ticketkit.ledger import RoundRecord
     from ticketkit.mask import Mask
+    from ticketkit.members import Member
     from ticketkit.paths import effective_density, effective_mask
     from ticketkit.plugins import Plugins
     from ticketkit.probe import Probe
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from ticketkit.selection import select
     from ticketkit.snapshot import Snapshot
     from ticketkit.ticket import Ticket, TicketFacts
+    from ticketkit.units import Units
 
 _HOME_OF = {
     "Tensor": "torch",
@@ -60,11 +62,12 @@ _HOME_OF = {
     **dict.fromkeys(("random_ticket", "reinitialised_ticket", "shuffled"), "ticketkit.controls"),
     **dict.fromkeys(("Criterion", "ElementwiseScores", "ScoreInputs"), "ticketkit.criterion"),
     "enforced": "ticketkit.enforce",
-    **dict.fromkeys(("Granularity", "Layout", "Member", "Pattern", "Units"), "ticketkit.granularity"),
+    **dict.fromkeys(("Granularity", "Layout", "Pattern"), "ticketkit.granularity"),
     "hookimpl": "ticketkit.hookspecs",
     "IMP": "ticketkit.imp",
     "RoundRecord": "ticketkit.ledger",
     "Mask": "ticketkit.mask",
+    "Member": "ticketkit.members",
     **dict.fromkeys(("effective_density", "effective_mask"), "ticketkit.paths"),
     "Plugins": "ticketkit.plugins",
     "Probe": "ticketkit.probe",
@@ -76,6 +79,7 @@ _HOME_OF = {
     "Scope": "ticketkit.scope",
     "select": "ticketkit.selection",
     **dict.fromkeys(("Ticket", "TicketFacts"), "ticketkit.ticket"),
+    "Units": "ticketkit.units",
 }
 
 __all__ = [

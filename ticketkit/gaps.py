@@ -28,7 +28,7 @@ def encoded(bits: bytes, size: int, kept: int) -> bytes | None:
     """Return the code of a packed mask over `size` weights, or None where packed bits are as good.
 
     >>> len(encoded(bytes([0, 16] + [0] * 1000), 8016, 1)), encoded(bytes([0b10110100]), 8, 4)
-    (4, None)
+    (3, None)
     """
     listed = min(kept, size - kept)
     if listed > WORTH_CODING * size:
@@ -61,7 +61,7 @@ def decoded(code: bytes, size: int, kept: int) -> bytes:
         gaps = (quotients << k) + (low.reshape(listed, k).astype(np.int64) << np.arange(k)).sum(axis=1)
         places = np.cumsum(gaps + 1) - 1
     flags = np.full(size, listed != kept, np.uint8)
-    if len(places) and 0 <= places.min() and places.max() < size:
+    if len(places) and places.min() >= 0 and places.max() < size:
         flags[places] = listed == kept
     bits = _packed(flags)
     if int(flags.sum()) != kept or encoded(bits, size, kept) != code:

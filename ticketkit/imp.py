@@ -1,11 +1,9 @@
 """Iterative magnitude pruning with rewinding: the loop."""
 
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from ticketkit.allocation import floor_counts
 from ticketkit.analysis import Mode, best_record, extreme_record
 from ticketkit.distributed import agreed
 from ticketkit.enforce import Enforcement, enforced
-from ticketkit.errors import BudgetError, ConfigError, NoEffectWarning, ScopeError
+from ticketkit.errors import ConfigError, ScopeError
 from ticketkit.granularity import Layout
 from ticketkit.ledger import Ledger, RoundRecord
 from ticketkit.mask import Mask, shape_differences
@@ -26,7 +24,7 @@ from ticketkit.pruning import OnCollapse, Pruner
 from ticketkit.rewind import Initialiser, Rewind
 from ticketkit.rewinder import Rewinder
 from ticketkit.round import Round, Start
-from ticketkit.schedule import Target, plan
+from ticketkit.schedule import Target
 from ticketkit.scope import Scope
 from ticketkit.snapshot import Snapshot
 from ticketkit.ticket import Ticket, TicketFacts
@@ -96,28 +94,17 @@ class IMP:
         start = _starting_mask(self.scope, mask)
         self._granularity = self._plugins.choose("granularity", granularity)
         pattern = self._granularity.call(Layout.of(model, self.scope.shapes))
-        floors = floor_counts(pattern.shapes, floor)
         self._pruner = Pruner(
             criterion=self._plugins.choose("criterion", criterion),
             pattern=pattern,
             allocation=self._plugins.choose("allocation", allocation),
-            floors=floors,
+            floors=floor_counts(pattern.shapes, floor),
             seed=seed,
             on_collapse=on_collapse,
             probe=_probe_factory(model, self.scope, batches, loss),
         )
         self._schedule = self._plugins.choose("schedule", schedule)
-        target = Target.of(rate=rate, rounds=rounds, density=density)
-        planned = plan(self._schedule.call, self.scope.total, target, start=start.kept)
-        end = pattern.final_count(planned[-1])
-        self.plan = tuple(max(count, end) for count in planned)
-        _warn_if_idle(self.plan)
-        if sum(floors.values()) > self.plan[-1]:
-            raise BudgetError(
-                f"the floor of {floor} keeps at least {sum(floors.values())} of {self.scope.total} weights, but the "
-                f"plan ends at {self.plan[-1]}; lower the floor or prune fewer rounds"
-            )
-        self._pruner.check_plan(start, self.plan)
+        self.plan = self._pruner.plan(self._schedule, Target.of(rate=rate, rounds=rounds, density=density), start)
         self._lean = lean
         self._ledger = Ledger(Path(run_dir)) if run_dir is not None else None
         self._rewinder = Rewinder(model, self.scope, self.rewind, seed, initialise, self._ledger)
@@ -149,8 +136,8 @@ class IMP:
     ) -> tuple[Ticket, ...]:
         """Run all rounds with callables and return their tickets, the dense one first.
 
-        `train(model)`, or `train(model, optimizer)` with a fresh optimizer each round when there is a factory;
-        `evaluate(model)` returns the metrics to log.
+        `train(model)`, or `train(model, optimizer)` with a fresh optimizer each round when there is a factory, which
+        gets the state that the rewind policy says; `evaluate(model)` returns the metrics to log.
         """
         for current in self:
             if optimizer_factory is None:
@@ -158,6 +145,7 @@ class IMP:
             else:
                 optimizer = optimizer_factory(self.model)
                 current.check_optimizer(optimizer)
+                current.track(optimizer=optimizer)
                 train(self.model, optimizer)
             if evaluate is not None:
                 current.log(**evaluate(self.model))
@@ -321,13 +309,3 @@ def _probe_factory(
     if batches is None or loss is None:
         return None
     return lambda seed: Probe(model, batches, loss, scope.shapes, seed)
-
-
-def _warn_if_idle(counts: Sequence[int]) -> None:
-    if idle := [index for index, (before, after) in enumerate(pairwise(counts), start=1) if before == after]:
-        warnings.warn(
-            f"rounds {idle} prune nothing: so few weights are in scope that the plan stands still at {counts}; "
-            "choose fewer rounds or a higher rate",
-            NoEffectWarning,
-            stacklevel=3,
-        )

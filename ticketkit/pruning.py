@@ -3,19 +3,21 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 
 from ticketkit.allocation import floor_counts
 from ticketkit.analysis import COLLAPSE, collapsed
 from ticketkit.criterion import ScoreInputs
-from ticketkit.errors import CollapseError, CollapseWarning, ConfigError, ScoreError
+from ticketkit.errors import BudgetError, CollapseError, CollapseWarning, ConfigError, NoEffectWarning, ScoreError
 from ticketkit.granularity import Pattern
 from ticketkit.mask import Mask
 from ticketkit.probe import Probe
 from ticketkit.registry import Choice
 from ticketkit.rng import derived_seed
+from ticketkit.schedule import Target, plan
 
 OnCollapse = Literal["warn", "stop", "reallocate"]
 
@@ -37,6 +39,8 @@ class Pruner:
     probe: Callable[[int], Probe] | None = None
 
     def __post_init__(self) -> None:
+        if self.on_collapse not in get_args(OnCollapse):
+            raise ConfigError(f"on_collapse must be 'warn', 'stop' or 'reallocate', not {self.on_collapse!r}")
         if self.probe is None and (data := self.criterion.needs - {"initial"}):
             raise ConfigError(
                 f"criterion {self.criterion.provenance.entry} looks at {' and '.join(sorted(data))}; give IMP batches= "
@@ -44,11 +48,25 @@ class Pruner:
                 "returns a scalar)"
             )
 
-    def check_plan(self, start: Mask, counts: Sequence[int]) -> None:
-        """Raise what the allocator would raise in a later round, for the counts of a run that begins at `start`."""
+    def plan(self, schedule: Choice, target: Target | None, start: Mask) -> tuple[int, ...]:
+        """Return how many weights are planned after each pruning of a run that begins at `start`, itself first.
+
+        Raises at once what a later round would raise: a floor above the end, an allocation that cannot be met. Warns
+        `NoEffectWarning` of rounds that prune nothing.
+        """
+        planned = plan(schedule.call, start.total, target, start=start.kept)
+        end = self.pattern.final_count(planned[-1])
+        counts = tuple(max(count, end) for count in planned)
+        _warn_if_idle(counts)
+        if sum(self.floors.values()) > end:
+            raise BudgetError(
+                f"the floors keep at least {sum(self.floors.values())} of {start.total} weights, but the plan ends at "
+                f"{end}; lower the floor or prune fewer rounds"
+            )
+        capacities = self.pattern.capacities(start)
         for keep in counts[1:]:
-            capacities = self.pattern.capacities(start)
             self.allocation.call(self.pattern.shapes, keep, floors=self.floors, capacities=capacities)
+        return counts
 
     def next_mask(
         self,
@@ -109,3 +127,13 @@ class Pruner:
         capacities = self.pattern.capacities(mask)
         counts = self.allocation.call(self.pattern.shapes, keep, floors=floors, capacities=capacities)
         return self.pattern.select(scores, mask, counts, {} if isinstance(counts, Mapping) else floors)
+
+
+def _warn_if_idle(counts: Sequence[int]) -> None:
+    if idle := [index for index, (before, after) in enumerate(pairwise(counts), start=1) if before == after]:
+        warnings.warn(
+            f"rounds {idle} prune nothing: so few weights are in scope that the plan stands still at {counts}; "
+            "choose fewer rounds or a higher rate",
+            NoEffectWarning,
+            stacklevel=4,
+        )

@@ -3,8 +3,9 @@
 What counts is anonymous memory: all that the process has written itself, whoever allocated it, torch, NumPy or Python.
 Pages of mapped files do not count: the kernel has them on disk and takes them back when it needs room. In the child,
 malloc returns every block above 64 kB as soon as it is freed, so that the figure is what is alive and not what an
-allocator keeps for later. The parent reads the kernel's count every 30 µs or so, on a core of its own, while the child
-is inside `with gauge:`; a peak shorter than that can be missed, but writing one megabyte takes longer.
+allocator keeps for later. The parent, on a core of its own, reads the kernel's count over and over while the child is
+inside `with gauge:`. It is good to a megabyte: a peak of less than some 20 µs can be missed, but writing a megabyte
+takes longer, and the kernel adds pages up in small batches.
 """
 
 import ctypes
@@ -71,7 +72,7 @@ def _watch(pipe: Connection, statm: int) -> int:
         pipe.send(None)
         if word == "start":
             while not pipe.poll():
-                highest = max(highest, _anonymous(statm))
+                highest = max(highest, *(_anonymous(statm) for _ in range(32)))
     pipe.send(None)
     return highest - zero
 

@@ -15,7 +15,9 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
 from ticketkit.criterion import flat_slice
 from ticketkit.errors import BudgetError, ConfigError, ScopeError
-from ticketkit.granularity import Array, Labels, Layout, Member, Units, Weights, along, kept_run
+from ticketkit.granularity import Array, Labels, Layout, Weights, along
+from ticketkit.members import Member, kept_run
+from ticketkit.units import Units
 from ticketkit.mask import Mask, Shape
 from ticketkit.selection import CHUNK, select, whole_number
 
