@@ -499,7 +499,7 @@ def test_the_first_round_holds_the_mask_to_start_from_and_later_ones_prune_it(tm
     seed()
     model = mlp(40)
     start = quarter(model)
-    imp = IMP(model, rate=0.5, rounds=2, mask=start, run_dir=tmp_path, plugins=Plugins())
+    imp = IMP(model, rate=0.5, rounds=2, mask=start, allocation="uniform", run_dir=tmp_path, plugins=Plugins())
     assert imp.plan == (start.kept, round(start.kept / 2), round(start.kept / 4))
     for current in imp:
         assert current.mask <= start
@@ -509,7 +509,7 @@ def test_the_first_round_holds_the_mask_to_start_from_and_later_ones_prune_it(tm
     assert imp.tickets[0].mask == start
     assert [record.total for record in imp.records] == [imp.scope.total] * 3
     with pytest.raises(ConfigError, match="start: there"):
-        next(iter(IMP(model, rate=0.5, rounds=2, run_dir=tmp_path, plugins=Plugins())))
+        next(iter(IMP(model, rate=0.5, rounds=2, allocation="uniform", run_dir=tmp_path, plugins=Plugins())))
 
 
 def test_a_density_is_of_the_scope_wherever_a_run_starts() -> None:

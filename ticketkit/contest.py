@@ -144,7 +144,10 @@ class Contest:
         gains = np.zeros((len(rows), max(0, span.stop - next_rank)), np.int64)
         of_space = [name for name, own in self.members.members.items() if space in [member.space for member in own]]
         for piece in self.members.pieces(self.mask, of_space if gains.size else []):
-            places, waiting = _worst([slot.look(ranks, piece) for slot in piece.slots if slot.space == space]), piece.kept
+            places, waiting = (
+                _worst([slot.look(ranks, piece) for slot in piece.slots if slot.space == space]),
+                piece.kept,
+            )
             for slot in piece.slots:
                 if slot.space != space:
                     waiting = waiting & slot.look(stay, piece)

@@ -108,8 +108,9 @@ class IMP:
         self._lean = lean
         self._ledger = Ledger(Path(run_dir)) if run_dir is not None else None
         self._rewinder = Rewinder(model, self.scope, self.rewind, seed, initialise, self._ledger)
-        self._masks: list[Mask] = [start]
+        self._masks: dict[int, Mask] = {0: start}  # of all rounds so far; with a run directory, of the last alone
         self._records: list[RoundRecord] = []
+        self._start_digest = start.digest
         self._rewound: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Round]:
@@ -198,12 +199,12 @@ class IMP:
         fresh = ledger.records()[len(self._records) :]
         for record in fresh:
             ticket = ledger.ticket(record)
-            self._masks[record.index :] = [ticket.mask]
+            self._masks = {record.index: ticket.mask}
             self._rewound = ticket.facts.rewound
         self._records += fresh
         if fresh and len(self._records) < len(self.plan):
             ledger.trained(fresh[-1]).restore_tensors(self.model)
-            self._masks.append(self._next_mask())
+            self._prune(fresh[-1].index)
 
     def _round(self, index: int, start: Start, enforcement: Enforcement) -> Round:
         return Round(
@@ -235,22 +236,26 @@ class IMP:
             bare = Ticket(mask, facts=self._facts(record))
             record = self._ledger.commit(bare, trained, record)
         if current.index + 1 < len(self.plan):
-            self._masks.append(self._next_mask())
+            self._prune(current.index)
         self._records.append(record)
         self._plugins.emit("round_end", record=record)
 
-    def _next_mask(self) -> Mask:
-        """Return the mask that follows from the weights that the model has at the end of the last round."""
-        index = len(self._masks)
+    def _prune(self, index: int) -> None:
+        """Note the mask that follows from the weights that the model has at the end of round `index`."""
         initial = self._rewinder.origin.parameters()
         trained = self.scope.tensors(self.model)
         decided = self._pruner.next_mask(
-            self._masks[-1], self.plan[index], weights=trained, initial=initial, index=index
+            self._masks[index], self.plan[index + 1], weights=trained, initial=initial, index=index + 1
         )
-        return agreed(decided)
+        self._masks[index + 1] = agreed(decided)
+        if self._ledger:
+            del self._masks[index]
 
     def _ticket(self, record: RoundRecord) -> Ticket:
-        mask = self._masks[record.index]
+        if self._ledger and record.index not in self._masks:
+            mask = self._ledger.ticket(record).mask
+        else:
+            mask = self._masks[record.index]
         return Ticket(mask, self._rewinder.start_tensors(record.index), self._facts(record))
 
     def _facts(self, record: RoundRecord) -> TicketFacts:
@@ -271,7 +276,7 @@ class IMP:
             rewind=str(self.rewind),
             rewound=self._rewound,
             metrics=record.metrics,
-            parent=self._masks[record.index - 1].digest if record.index else None,
+            parent=self._records[record.index - 1].mask_digest if record.index else None,
         )
 
     def _identity(self) -> dict[str, Any]:
@@ -285,7 +290,7 @@ class IMP:
             "floor": self.floor,
             "on_collapse": self._pruner.on_collapse,
             "rewind": self.rewind.model_dump(mode="json", exclude_defaults=True),
-            "start": self._masks[0].digest,
+            "start": self._start_digest,
             "seed": self.seed,
         }
 

@@ -111,8 +111,9 @@ class Rewinder:
         if self.ledger is None and not self._carries(tracked):
             return None
         carried = {name: thing for name, thing in tracked.items() if not self.policy.rewinds(name)}
-        self._last = Snapshot.capture(self.model, carried)
-        return self._last
+        trained = Snapshot.capture(self.model, carried)
+        self._last = trained if self.ledger is None else None
+        return trained
 
     def start_tensors(self, index: int) -> Mapping[str, torch.Tensor] | None:
         """Return what the network was at the start of a round, before its mask; None if nothing kept that."""
