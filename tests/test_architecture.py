@@ -53,6 +53,8 @@ ORDER = [
     "builtin.synflow",
     "builtin.activation_criteria",
     "builtin.granularities",
+    "builtin.n_m",
+    "builtin.coupled_units",
     "builtin.allocators",
     "builtin.schedules",
     "builtin",

@@ -3,8 +3,10 @@
 from ticketkit.builtin import (
     activation_criteria,
     allocators,
+    coupled_units,
     gradient_criteria,
     granularities,
+    n_m,
     schedules,
     synflow,
     weight_criteria,
@@ -49,13 +51,13 @@ def ticketkit_register_granularities(register: Register) -> None:
     """Register the built-in granularities."""
     register("weight", granularities.weight)
     register("block", granularities.block, options=granularities.BlockOptions)
-    register("n_m", granularities.n_m, options=granularities.NOfMOptions)
+    register("n_m", n_m.n_m, options=n_m.NOfMOptions)
     register("row", granularities.row, options=granularities.UnitOptions)
     register("column", granularities.column, options=granularities.UnitOptions)
-    register("filter", granularities.filter_, options=granularities.FeedOptions)
+    register("filter", coupled_units.filter_, options=coupled_units.FeedOptions)
     register("channel", granularities.channel, options=granularities.UnitOptions)
-    register("rnn_unit", granularities.rnn_unit, options=granularities.FeedOptions)
-    register("head", granularities.head, options=granularities.UnitOptions)
+    register("rnn_unit", coupled_units.rnn_unit, options=coupled_units.FeedOptions)
+    register("head", coupled_units.head, options=granularities.UnitOptions)
 
 
 @hookimpl

@@ -74,6 +74,7 @@ def _uses(model: nn.Module, names: Mapping[str, object]) -> dict[str, list[Use]]
     Raises `ScoreError` listing all parameters of which that is not known.
     """
     groups = {member: group for group in tied_groups(model).values() for member in group}
+    modules = dict(named_modules(model, remove_duplicate=False))
     uses: dict[str, list[Use]] = {}
     unknown = []
     for name in names:
@@ -81,7 +82,7 @@ def _uses(model: nn.Module, names: Mapping[str, object]) -> dict[str, list[Use]]
         for member in groups[name]:
             path, _, leaf = member.rpartition(".")
             above, _, own = path.rpartition(".")
-            module, parent = model.get_submodule(path), model.get_submodule(above)
+            module, parent = modules[path], modules[above]
             if isinstance(parent, nn.MultiheadAttention) and own:
                 module, leaf = parent, f"{own}.{leaf}"
             if not _is_known(module, leaf):
