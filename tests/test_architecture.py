@@ -59,6 +59,7 @@ ORDER = [
     "builtin.schedules",
     "builtin",
     "plugins",
+    "observers",
     "imp",
     "config",
     "experiment",

@@ -1,6 +1,4 @@
-"""Pooled scores to the bit, whatever the chunks and threads, and memory that does not grow with the weights."""
-
-import tracemalloc
+"""Pooled scores to the bit, whatever the chunks and threads."""
 
 import numpy as np
 import pytest
@@ -53,22 +51,6 @@ def test_threads_change_no_bit() -> None:
     assert chosen[0] == chosen[1]
 
 
-def test_labels_of_a_large_matrix_are_never_written_out() -> None:
-    side = 3000  # written out, the labels alone would be 72 MB
-    labels = (along(np.arange(side) // 4 * (side // 4), 0, 2), along(np.arange(side) // 4, 1, 2))
-    units = Units.of({"w": (side, side)}, {"w": labels})
-    scored, mask = (
-        {"w": torch.rand(side, side, generator=torch.Generator().manual_seed(0))},
-        Mask.ones(units.parameters),
-    )
-    tracemalloc.start()
-    chosen = units.select(scored, mask, side * side // 5)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert chosen.kept == side * side // 5
-    assert peak < 48e6
-
-
 def test_half_precision_scores_are_pooled_in_float64() -> None:
     units = Units.of({"w": (3, 4000)}, {"w": [[0], [1], [2]]}, pool="sum")
     scored = torch.full((3, 4000), 6e4, dtype=torch.float16)
@@ -90,3 +72,27 @@ def test_a_pooled_score_that_overflows_is_refused() -> None:
     units = Units.of({"w": (2,)}, {"w": [0, 0]})
     with pytest.raises(ScoreError, match="the mean of the scores of a unit overflows"):
         units.select({"w": torch.full((2,), 1e308, dtype=torch.float64)}, Mask.ones({"w": (2,)}), 2)
+
+
+@pytest.mark.parametrize("pool", ["sum", "mean"])
+def test_scores_are_added_one_by_one_in_canonical_order(pool: str) -> None:
+    """The stated order, in Python floats: places in the lists of members apart, pruned weights left out."""
+    units, scored, mask = large_case()
+    scored["a"][~mask["a"]] = float("nan")
+    sums = [[0.0] * sum(units.spaces.values()) for _ in range(2)]
+    counts = [0] * len(sums[0])
+    first = {"columns": 0, "rows": 69}
+    for name, shape in units.parameters.items():
+        values, kept = scored[name].double().flatten().tolist(), mask[name].flatten().tolist()
+        for place, member in enumerate(units.members[name]):
+            labels = np.broadcast_to(member.terms[0], shape).reshape(-1).tolist()
+            for value, stays, label in zip(values, kept, labels, strict=True):
+                if stays and label >= 0:
+                    sums[place][first[member.space] + label] += value
+                    counts[first[member.space] + label] += 1
+    expected = [sum(parts) for parts in zip(*sums, strict=True)]
+    if pool == "mean":
+        expected = [value / count for value, count in zip(expected, counts, strict=True)]
+    contest = Contest.of(units.membership, scored, mask, pool)
+    assert contest.scores.tolist() == expected
+    assert contest.counts.tolist() == counts

@@ -1,6 +1,8 @@
 """The layout: which axes are outputs and inputs, under which names; and every weight by itself."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -10,10 +12,10 @@ from hypothesis import given
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ticketkit import Plugins, Scope, ScopeError, select
+from ticketkit import Mask, Plugins, Scope, ScopeError, select
 from ticketkit.granularity import Layout, Weights
 from ticketkit.members import Member
-from ticketkit.testing import bilstm_tagger, selections, tied_gru
+from ticketkit.testing import selections, tied_gru
 
 
 @given(selections())
@@ -77,3 +79,36 @@ def test_outputs_and_inputs_are_what_the_layer_writes_and_reads(name: str) -> No
                 layer.weight.data.copy_(weight)
                 torch.testing.assert_close(after, layer(silent))
         layer.weight.data.copy_(weight)
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel, partial(torch.compile, backend="eager")])
+def test_a_layout_has_canonical_names_however_the_network_is_wrapped(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = tied_gru()
+    plain = Layout.of(model, Scope.of(model).shapes)
+    layout = Layout.of(wrap(model), plain.shapes)
+    names = {name: [(h.path, h.leaf) for h in places] for name, places in plain.holders.items()}
+    assert {name: [(h.path, h.leaf) for h in places] for name, places in layout.holders.items()} == names
+    part = Layout.of(nn.ModuleDict({"net": wrap(model)}), {f"net.{n}": shape for n, shape in plain.shapes.items()})
+    assert [h.name for h in part.holders["net.embedding.weight"]] == ["net.embedding.weight", "net.output.weight"]
+
+
+def test_the_transposed_linear_layer_of_transformers_has_its_outputs_on_axis_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Conv1D(nn.Module):
+        def __init__(self, inputs: int, outputs: int):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(inputs, outputs))
+            self.bias = nn.Parameter(torch.zeros(outputs))
+
+    model = nn.Sequential(Conv1D(4, 6))
+    shapes = {"0.weight": (4, 6), "0.bias": (6,)}
+    layout = Layout.of(model, shapes)
+    assert (layout.output_axis("0.weight"), layout.input_axis("0.weight")) == (0, 1), "a class of that name elsewhere"
+    library = ModuleType("transformers.pytorch_utils")
+    library.Conv1D = Conv1D
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    assert (layout.output_axis("0.weight"), layout.input_axis("0.weight")) == (1, 0)
+    assert layout.output_axis("0.bias") == 0
+    rows = Plugins().choose("granularity", "row").call(layout)
+    assert rows.spaces == {"0.weight": 6, "0.bias": 6}
+    scored = {"0.weight": torch.arange(6.0).expand(4, 6), "0.bias": torch.zeros(6)}
+    assert rows.select(scored, Mask.ones(shapes), 8)["0.weight"][0].tolist() == [False] * 4 + [True] * 2

@@ -1,15 +1,49 @@
 """Labels: what is refused, and that they are read the same however they are written and cut into runs."""
 
+from math import prod
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ticketkit import ConfigError, Mask, Member, Units
 from ticketkit import members as engine
 from ticketkit.granularity import along
-from ticketkit.testing import masks, shape_maps
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> tuple[tuple[int, ...], Member, int]:
+    """Return a shape, a member of it whose terms each depend on some axes only, and how many units there are."""
+    shape = tuple(draw(st.lists(st.integers(1, 5), max_size=4)))
+    least = draw(st.sampled_from([-1, 0]))
+    terms = []
+    for place in range(draw(st.integers(1, 3))):
+        sides = [size if draw(st.booleans()) else 1 for size in shape]
+        sides = sides[draw(st.integers(0, len(sides))) :] if draw(st.booleans()) else sides
+        drawn = draw(st.lists(st.integers(0 if place else least, 3), min_size=prod(sides), max_size=prod(sides)))
+        terms.append(np.array(drawn).reshape(sides))
+    return shape, Member("u", tuple(terms)), 10
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labelled(), st.data())
+def test_every_run_reads_the_labels_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, case: tuple, data: st.DataObject
+) -> None:
+    """Whatever the terms, a run's units and what a table says of them are those of the labels written out."""
+    shape, member, count = case
+    before, size = data.draw(st.integers(0, 3)), prod(shape)
+    monkeypatch.setattr(engine, "CHUNK", data.draw(st.sampled_from([8, 16, 1 << 18])))
+    start = data.draw(st.integers(0, size - 1))
+    kept = np.ones(data.draw(st.integers(1, size - start)), np.bool_)
+    slot = engine.Slot.of(member, before, shape)
+    piece = engine.Piece("w", start, kept, shape, (slot,))
+    labels = np.broadcast_to(sum(member.terms), shape).reshape(-1)[start : piece.stop].tolist()
+    assert slot.units(piece).tolist() == [-1 if label < 0 else label + before for label in labels]
+    table = np.arange(before + count + 1) * 7 % 23
+    assert slot.look(table, piece).tolist() == [table[-1 if label < 0 else label + before] for label in labels]
 
 
 def test_a_single_row_longer_than_a_chunk_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,23 @@ from typing import Any
 import pytest
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
-from ticketkit import IMP, ConfigError, PluginError, Plugins, hookimpl, hookspecs
+from ticketkit import IMP, ConfigError, PluginError, Plugins, ScoreError, Ticket, hookimpl, hookspecs
 from ticketkit.plugins import LoadedPlugin
 from ticketkit.registry import KINDS
 from ticketkit.testing import mlp
 
+EVENTS = (
+    "run_start",
+    "round_start",
+    "scores_ready",
+    "mask_ready",
+    "round_end",
+    "ticket_saved",
+    "run_error",
+    "run_end",
+)
 FACTS = LoadedPlugin("mine", "mine", "mine-dist", "3.1")
 
 
@@ -47,7 +58,7 @@ def test_every_kind_is_registered_through_its_hook(kind: str) -> None:
 
 def test_every_hook_specification_is_a_registration_or_an_event() -> None:
     specified = {name for name in vars(hookspecs) if name.startswith("ticketkit_")}
-    events = {"ticketkit_run_start", "ticketkit_round_start", "ticketkit_round_end", "ticketkit_run_end"}
+    events = {f"ticketkit_{event}" for event in EVENTS}
     assert events <= specified
     registrations = {name for name in specified if name.startswith("ticketkit_register_")}
     assert set(KINDS.values()) <= registrations
@@ -316,3 +327,82 @@ print([ticket.digest for ticket in imp.tickets])
     before = python(script, tmp_path)
     install(tmp_path, "aaa-plugin", MOVEMENT.format(name="movement"))
     assert python(script, tmp_path) == before
+
+
+class Recorder:
+    """An observer of every event; keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    @hookimpl
+    def ticketkit_scores_ready(self, index: int, scores: Any, mask: Any) -> None:
+        self.seen.append(("scores", {"index": index, "names": set(scores), "mask": mask}))
+
+    @hookimpl
+    def ticketkit_mask_ready(self, index: int, mask: Any, previous: Any) -> None:
+        self.seen.append(("mask", {"index": index, "mask": mask, "previous": previous}))
+
+    @hookimpl
+    def ticketkit_ticket_saved(self, ticket: Any, path: Path) -> None:
+        self.seen.append(("saved", {"ticket": ticket, "path": path}))
+
+    @hookimpl
+    def ticketkit_run_error(self, error: BaseException, index: int) -> None:
+        self.seen.append(("error", {"error": error, "index": index}))
+
+
+def test_observers_see_scores_masks_and_tickets(tmp_path: Path) -> None:
+    plugins, recorder = Plugins(), Recorder()
+    plugins.watch(recorder)
+    imp = IMP(mlp(), rate=0.5, rounds=1, run_dir=tmp_path, plugins=plugins)
+    for _ in imp:
+        pass
+    assert [kind for kind, _ in recorder.seen] == ["saved", "scores", "mask", "saved"]
+    scores, mask = recorder.seen[1][1], recorder.seen[2][1]
+    assert scores["names"] == set(imp.scope.names)
+    assert scores["mask"] == mask["previous"] == imp.tickets[0].mask
+    assert mask["mask"] == imp.tickets[1].mask
+    for _, saved in (recorder.seen[0], recorder.seen[3]):
+        assert Ticket.load(saved["path"]) == saved["ticket"]
+
+
+def test_observers_see_an_error_once_and_it_goes_on() -> None:
+    plugins, recorder = Plugins(), Recorder()
+    plugins.watch(recorder)
+
+    def broken(model: nn.Module) -> None:
+        raise RuntimeError("the loop failed")
+
+    with pytest.raises(RuntimeError, match="the loop failed"):
+        IMP(mlp(), rounds=1, plugins=plugins).run(broken)
+    imp = IMP(mlp(), rounds=1, criterion=lambda inputs: {}, plugins=plugins)
+    with pytest.raises(ScoreError):
+        imp.run(lambda model: None)
+    assert [(kind, type(facts["error"]), facts["index"]) for kind, facts in recorder.seen if kind == "error"] == [
+        ("error", RuntimeError, 0),
+        ("error", ScoreError, 0),
+    ]
+
+
+class Meddler:
+    @hookimpl
+    def ticketkit_round_start(self, round: Any) -> None:
+        with torch.no_grad():
+            round.model[0].weight[0, 0] += 1
+
+
+def test_an_observer_that_changes_the_model_is_found_out_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins = Plugins()
+    plugins.watch(Meddler())
+    monkeypatch.setenv("TICKETKIT_CHECK_OBSERVERS", "1")
+    message = r"an observer of ticketkit_round_start changed parameter/0\.weight, but observers only watch; .*\d"
+    with pytest.raises(PluginError, match=message):
+        next(iter(IMP(mlp(), rounds=1, plugins=plugins)))
+
+
+def test_observers_that_only_watch_pass_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins = Plugins()
+    plugins.watch(Recorder())
+    monkeypatch.setenv("TICKETKIT_CHECK_OBSERVERS", "1")
+    assert len(list(IMP(mlp(), rounds=1, plugins=plugins))) == 2

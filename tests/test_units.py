@@ -1,5 +1,6 @@
 """Units: a slow reference with Python loops, the laws of every pattern, and what is refused."""
 
+import tracemalloc
 from collections.abc import Mapping
 from fractions import Fraction
 from itertools import product
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from ticketkit import BudgetError, ConfigError, Mask, Member, ScoreError, Units, select
 from ticketkit.contest import Contest
+from ticketkit.granularity import along
 from ticketkit.testing import masks, scores, selections, shape_maps, tied_scores
 
 Shapes = dict[str, tuple[int, ...]]
@@ -93,12 +95,9 @@ class Reference:
         position = {(space, number): (i, number) for i, space in enumerate(units.spaces) for number in range(99)}
         self.ranked = sorted(worth, key=lambda unit: (-pool(worth[unit]), position[unit]))
 
-    def best(self, ranked: list[Unit], keep: int, space: str | None = None) -> int:
+    def longest(self, ranked: list[Unit], keep: int, space: str | None = None) -> int:
         """Return the length of the longest list of best units that keeps at most `keep` weights."""
-        length = max(length for length in range(len(ranked) + 1) if self.size(ranked[:length], space) <= keep)
-        if keep and self.size(ranked, space) and not self.size(ranked[:length], space):
-            raise Impossible
-        return length
+        return max(length for length in range(len(ranked) + 1) if self.size(ranked[:length], space) <= keep)
 
     def size(self, chosen: list[Unit], space: str | None = None) -> int:
         if space is None:
@@ -117,15 +116,25 @@ class Reference:
         sure = [unit for space in self.spaces for unit in self.sure(space, floors.get(space, 0))]
         first = [unit for unit in self.ranked if unit in sure]
         ranked = first + [unit for unit in self.ranked if unit not in sure]
-        if self.size(first) > keep:
+        number = max(len(first), self.longest(ranked, keep))
+        if self.size(first) > keep or (keep and not self.size(ranked[:number])):
             raise Impossible
-        return self.keeping(ranked[: max(len(first), self.best(ranked, keep))])
+        return self.keeping(ranked[:number])
 
-    def apart(self, keep: Mapping[str, int]) -> Mask:
-        chosen = []
+    def apart(self, keep: Mapping[str, int], floors: Mapping[str, int]) -> Mask:
+        total, sure, chosen = sum(keep.values()), [], []
         for space in self.spaces:
-            own = [unit for unit in self.ranked if unit[0] == space]
-            chosen += own[: self.best(own, keep[space], space)]
+            own, held = [unit for unit in self.ranked if unit[0] == space], self.sure(space, floors.get(space, 0))
+            sure += held
+            chosen += own[: max(len(held), self.longest(own, keep[space], space))]
+        if self.size(chosen) > total:
+            first = [unit for unit in self.ranked if unit in sure]
+            ranked = first + [unit for unit in self.ranked if unit in chosen and unit not in sure]
+            chosen = ranked[: self.longest(ranked, total)]
+            if len(chosen) < len(first):
+                raise Impossible
+        if total and not self.size(chosen):
+            raise Impossible
         return self.keeping(chosen)
 
     def keeping(self, chosen: list[Unit]) -> Mask:
@@ -149,17 +158,58 @@ def test_the_longest_list_of_best_units_that_fits_is_kept(case: tuple, data: st.
         assert expected.kept <= keep
 
 
-@given(contests(overlapping=False), st.data())
-def test_counts_per_space_are_ranked_inside_each_space(case: tuple, data: st.DataObject) -> None:
+@given(contests(overlapping=False), st.booleans(), st.data())
+def test_counts_per_space_are_ranked_inside_each_space(case: tuple, floored: bool, data: st.DataObject) -> None:
     units, scored, mask = case
     keep = data.draw(counts(units.capacities(mask)))
+    floors = data.draw(counts(keep)) if floored else {}
     try:
-        expected = Reference(units, scored, mask).apart(keep)
+        expected = Reference(units, scored, mask).apart(keep, floors)
     except Impossible:
-        with pytest.raises(BudgetError, match="the best of space"):
-            units.select(scored, mask, keep)
+        with pytest.raises(BudgetError, match=r"floors ask for|no space's best one fits its count"):
+            units.select(scored, mask, keep, floors)
     else:
-        assert units.select(scored, mask, keep) == expected
+        assert units.select(scored, mask, keep, floors) == expected
+
+
+@given(contests(), st.data())
+def test_counts_with_floors_never_keep_more_than_their_sum(case: tuple, data: st.DataObject) -> None:
+    units, scored, mask = case
+    keep = data.draw(counts(units.capacities(mask)))
+    chosen = outcome(units, scored, mask, keep, data.draw(counts(keep)))
+    if isinstance(chosen, Mask):
+        assert chosen.kept <= sum(keep.values())
+        assert bool(chosen.kept) == any(keep.values())
+
+
+@given(contests(overlapping=False), st.data())
+def test_counts_of_disjoint_units_hold_their_floors_in_weights(case: tuple, data: st.DataObject) -> None:
+    units, scored, mask = case
+    keep = data.draw(counts(units.capacities(mask)))
+    floors = data.draw(counts(keep))
+    chosen = outcome(units, scored, mask, keep, floors)
+    assume(isinstance(chosen, Mask))
+    assert all(units.capacities(chosen)[space] >= floor for space, floor in floors.items())
+
+
+PAIRS = Units.of({"a": (2, 2), "b": (2, 2)}, {"a": [[0], [1]], "b": [[0], [1]]})
+
+
+@pytest.mark.parametrize(
+    ("keep", "floors", "kept"),
+    [
+        ({"a": 4, "b": 1}, {}, {"a": 4, "b": 0}),
+        ({"a": 4, "b": 1}, {"b": 1}, {"a": 2, "b": 2}),  # b's unit first, then as much of a as still fits
+        ({"a": 3, "b": 1}, {"b": 1}, {"a": 2, "b": 2}),  # the room that a leaves is enough
+        ({"a": 3, "b": 4}, {"a": 3}, {"a": 4, "b": 2}),
+        ({"a": 3, "b": 4}, {"a": 2, "b": 4}, {"a": 2, "b": 4}),
+    ],
+)
+def test_a_count_below_a_unit_keeps_none_unless_a_floor_takes_the_unit(
+    keep: dict[str, int], floors: dict[str, int], kept: dict[str, int]
+) -> None:
+    scored = {"a": torch.ones(2, 2), "b": torch.zeros(2, 2)}
+    assert PAIRS.select(scored, Mask.ones(PAIRS.parameters), keep, floors).counts == kept
 
 
 @given(contests(), st.data())
@@ -281,6 +331,8 @@ def test_no_order_of_a_dict_changes_the_mask(case: tuple, data: st.DataObject) -
         return dict(reversed(mapping.items()))
 
     assert outcome(turned, back(scored), mask, keep) == outcome(units, scored, mask, keep)
+    held = {space: count // 2 for space, count in keep.items()}
+    assert outcome(turned, back(scored), mask, keep, back(held)) == outcome(units, scored, mask, keep, held)
     joint = sum(keep.values())
     assert outcome(turned, back(scored), mask, joint, back(floors)) == outcome(units, scored, mask, joint, floors)
 
@@ -329,6 +381,22 @@ def test_units_that_are_empty_take_no_part() -> None:
     assert chosen["w"].tolist() == [False, False, True, False]
 
 
+def test_labels_of_a_large_matrix_are_never_written_out() -> None:
+    side = 3000  # written out, the labels alone would be 72 MB
+    labels = (along(np.arange(side) // 4 * (side // 4), 0, 2), along(np.arange(side) // 4, 1, 2))
+    units = Units.of({"w": (side, side)}, {"w": labels})
+    scored, mask = (
+        {"w": torch.rand(side, side, generator=torch.Generator().manual_seed(0))},
+        Mask.ones(units.parameters),
+    )
+    tracemalloc.start()
+    chosen = units.select(scored, mask, side * side // 5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert chosen.kept == side * side // 5
+    assert peak < 48e6
+
+
 # Units of one weight
 
 
@@ -362,19 +430,19 @@ def test_a_score_that_is_not_finite_is_refused_unless_its_weight_is_gone(bad: fl
         (0.5, {}, "keep must be a number of weights"),
         ({"a": 4, "b": 2.0}, {}, r"keep\['b'\] must be a number of weights"),
         ({"a": 4}, {}, r"every space of units and no other; check \['b'\]"),
-        ({"a": 4, "b": 1}, {}, "the best of space 'b' has 2"),
+        ({"a": 1, "b": 1}, {}, "fits its count .of 'a' 2 with a count of 1, of 'b' 2 with a count of 1.; keep more"),
         ({"a": 5, "b": 2}, {}, "cannot keep 5 weights: space 'a' has 4 left"),
-        ({"a": 3, "b": 4}, {"a": 3}, "floor of 'a' is 3 weights, which whole units meet with 4, but its count is 3"),
+        ({"a": 2, "b": 4}, {"a": 3}, "counts are below their floors: 'a' has 2 below 3; raise the counts"),
+        ({"a": 3, "b": 3}, {"a": 3, "b": 3}, "floors ask for 8 weights, the budget is 6; lower the floors"),
         (4, {"a": 5}, "floor of 'a' is 5 weights, but only 4 are left"),
         (4, {"a": 3, "b": 1}, "floors ask for 6 weights, the budget is 4"),
         (4, {"c": 1}, r"floors name spaces that there are not: \['c'\]; there are: a, b"),
     ],
 )
 def test_a_budget_that_units_cannot_meet_is_refused(keep: object, floors: dict[str, int], message: str) -> None:
-    shapes = {"a": (2, 2), "b": (2, 2)}
-    units = Units.of(shapes, {"a": [[0], [1]], "b": [[0], [1]]})
+    scored = {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}
     with pytest.raises(BudgetError, match=message):
-        units.select({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, Mask.ones(shapes), keep, floors)
+        PAIRS.select(scored, Mask.ones(PAIRS.parameters), keep, floors)
 
 
 def test_a_mask_of_other_parameters_is_refused() -> None:

@@ -160,7 +160,6 @@ def test_a_ticket_moves_to_a_fresh_network_by_its_file(name: str, tmp_path: Path
     assert all(same(moved[key], value) for key, value in seen.starts[-1].items())
 
 
-@pytest.mark.xfail(raises=KeyError, strict=True, reason="Layout.of in granularity.py looks up raw module names")
 def test_a_wrapped_network_has_the_same_tickets(name: str) -> None:
     animal, seen = ZOO[name], history(name)
     torch.manual_seed(7)

@@ -41,13 +41,13 @@ class Contest:
         slots = max(map(len, members.members.values()), default=1)
         values = np.full((slots, members.total + 1), -np.inf if pool == "max" else 0.0)  # at the end what is in no unit
         counts, alone = np.zeros((2, members.total + 1), np.int64)
-        join = np.maximum if pool == "max" else np.add
+        join, neutral = (np.maximum, _or_lowest) if pool == "max" else (np.add, _or_zero)
         with np.errstate(over="ignore", invalid="ignore"):
             for piece in members.pieces(mask, members.parameters):
                 run = flat_slice(scores, piece.name, piece.start, piece.stop).to("cpu", torch.float64).numpy()
-                for own, sums in zip(_distinct(piece), values, strict=False):
-                    join.at(sums, own, run)
-                    np.add.at(alone if len(piece.slots) == 1 else counts, own, 1)
+                for (own, counted), pools in zip(_distinct(piece), values, strict=False):
+                    join.at(pools, own, neutral(run, counted))
+                    np.add.at(alone if len(piece.slots) == 1 else counts, own, counted.astype(np.int64))
             counts, alone = (counts + alone)[:-1], alone[:-1]
             pooled = join.reduce(values[:, :-1], axis=0)
         if pool == "mean":
@@ -151,9 +151,9 @@ class Contest:
             for slot in piece.slots:
                 if slot.space != space:
                     waiting = waiting & slot.look(stay, piece)
-            waiting = waiting & (places >= next_rank)
+            waiting, columns = waiting & (places >= next_rank), np.maximum(places - next_rank, 0)
             for owner, owned in piece.owned_by():
-                np.add.at(gains[rows[owner]], places[waiting & owned] - next_rank, 1)
+                np.add.at(gains[rows[owner]], columns, (waiting & owned).astype(np.int64))
         return gains
 
     def _stay(self, ranks: Array, numbers: Mapping[str, int]) -> Array:
@@ -177,13 +177,13 @@ class Contest:
 
         A weight goes with the worst of its units; `apart`, only those in its owner's space count.
         """
-        histogram = np.zeros(len(ranks), np.int64)  # at the end the weights that are gone
+        histogram = np.zeros(len(ranks), np.int64)  # at the end what has no place, which is no kept weight
         histogram[ranks[:-1]] = self.alone
         for piece in self.members.pieces(self.mask, self.members.coupled):
             for owner, owned in piece.owned_by():
                 slots = [slot for slot in piece.slots if not apart or slot.space == owner]
                 places = _worst([slot.look(ranks, piece) for slot in slots])
-                np.add.at(histogram, _or_none(places, piece.kept & owned), 1)
+                np.add.at(histogram, places, (piece.kept & owned).astype(np.int64))
         spans = self.members.spans if apart else {"": slice(0, len(self.scores))}
         return {space: np.cumsum(histogram[span]) for space, span in spans.items()}
 
@@ -197,23 +197,26 @@ class Contest:
         return Mask.from_bits(self.mask.shapes, bits, aliases=self.mask.aliases)
 
 
-def _distinct(piece: Piece) -> list[Array]:
-    """Return the units of the weights for each slot; -1 for none, a pruned weight and a unit it has been in already."""
-    found: list[Array] = []
-    units: list[Array] = []
+def _distinct(piece: Piece) -> list[tuple[Array, Array]]:
+    """Return for each slot the units of the weights, and which are kept and not in that unit by an earlier slot."""
+    found: list[tuple[Array, Array]] = []
     for slot in piece.slots:
         own, counted = slot.units(piece), piece.kept
-        for earlier, before in zip(piece.slots, units, strict=False):
+        for earlier, (before, _) in zip(piece.slots, found, strict=False):
             if earlier.space == slot.space:
                 counted = counted & (own != before)
-        units.append(own)
-        found.append(_or_none(own, counted))
+        found.append((own, counted))
     return found
 
 
-def _or_none(numbers: Array, counted: Array) -> Array:
-    """Return the numbers with -1 for what is not counted."""
-    return numbers if counted.all() else numbers | (counted.astype(np.int64) - 1)
+def _or_zero(run: Array, counted: Array) -> Array:
+    """Return the scores with +0.0, which no sum can feel, for what is not counted, whatever its score."""
+    return run if counted.all() else (run.view(np.int64) & -counted.astype(np.int64)).view(np.float64)
+
+
+def _or_lowest(run: Array, counted: Array) -> Array:
+    """Return the scores with -inf for what is not counted, whatever its score."""
+    return run if counted.all() else np.where(counted, run, -np.inf)
 
 
 def _worst(places: list[Array]) -> Array:

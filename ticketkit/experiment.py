@@ -93,11 +93,12 @@ def run_experiment(
         corpus = config.chosen(plugins, "corpus").call()
         trainer: Trainer = config.chosen(plugins, "trainer").call(bundle, corpus, seed=config.seed)
         imp = _imp(config, bundle, trainer, directory, plugins)
-        for current in imp:
-            current.log(**trainer.train(progress))
+        with imp.watched():
+            for current in imp:
+                current.log(**trainer.train(progress))
         test = _tested(imp, trainer, directory)
     results = summarise(config, imp, corpus.describe(), test)
-    _save_tickets(imp, results, directory)
+    _save_tickets(imp, results, directory, plugins)
     write_text_atomically(directory / RESULTS_FILE, results.to_json())
     return results
 
@@ -218,10 +219,12 @@ def _tested(imp: IMP, trainer: Trainer, directory: Path) -> dict[int, dict[str, 
     return test
 
 
-def _save_tickets(imp: IMP, results: Results, directory: Path) -> None:
+def _save_tickets(imp: IMP, results: Results, directory: Path, plugins: Plugins) -> None:
     for name, index in (("best", results.best), ("extreme", results.extreme)):
         if index is not None:
-            imp.tickets[index].save(directory / f"{name}.safetensors")
+            ticket, path = imp.tickets[index], directory / f"{name}.safetensors"
+            ticket.save(path)
+            plugins.emit("ticket_saved", ticket=ticket, path=path)
 
 
 def _row(record: RoundRecord, test: Mapping[str, float], *, winning: bool) -> ResultRow:

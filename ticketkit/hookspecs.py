@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
     from ticketkit.ledger import RoundRecord
+    from ticketkit.mask import Mask
     from ticketkit.round import Round
+    from ticketkit.ticket import Ticket
 
 PROJECT = "ticketkit"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -94,8 +101,32 @@ def ticketkit_round_start(round: "Round") -> None:
 
 
 @hookspec
+def ticketkit_scores_ready(index: int, scores: "Mapping[str, Tensor]", mask: "Mask") -> None:
+    """Watch what the criterion returned before round `index`, for the weights that `mask` keeps; do not change it."""
+
+
+@hookspec
+def ticketkit_mask_ready(index: int, mask: "Mask", previous: "Mask") -> None:
+    """Watch the mask of round `index` be decided, beside that of the round before."""
+
+
+@hookspec
 def ticketkit_round_end(record: "RoundRecord") -> None:
     """Watch a round end: it is committed to the run directory, if there is one."""
+
+
+@hookspec
+def ticketkit_ticket_saved(ticket: "Ticket", path: "Path") -> None:
+    """Watch a ticket be written: that of a round into the run directory, or a chosen one beside it."""
+
+
+@hookspec
+def ticketkit_run_error(error: BaseException, index: int) -> None:
+    """Watch a run fail in round `index`; the error goes on to the caller.
+
+    Seen for whatever the engine raises, and for trainings inside `IMP.run`, `with imp.watched():` or the command line;
+    an exception in the body of a bare `for` loop ends the iteration without a word to the engine.
+    """
 
 
 @hookspec

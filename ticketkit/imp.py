@@ -14,10 +14,11 @@ from ticketkit.allocation import floor_counts
 from ticketkit.analysis import Mode, best_record, extreme_record
 from ticketkit.distributed import agreed
 from ticketkit.enforce import Enforcement, enforced
-from ticketkit.errors import ConfigError, ScopeError
+from ticketkit.errors import ConfigError
 from ticketkit.granularity import Layout
 from ticketkit.ledger import Ledger, RoundRecord
-from ticketkit.mask import Mask, shape_differences
+from ticketkit.mask import Mask
+from ticketkit.observers import tell
 from ticketkit.plugins import Plugins
 from ticketkit.probe import Batches, Loss, Probe
 from ticketkit.pruning import OnCollapse, Pruner
@@ -91,7 +92,8 @@ class IMP:
         self.seed = seed
         self.rewind = Rewind.of(rewind)
         self._plugins = plugins or Plugins.discover()
-        start = _starting_mask(self.scope, mask)
+        self._emit = partial(tell, self._plugins, model)
+        start = self.scope.ones() if mask is None else self.scope.ordered(mask)
         self._granularity = self._plugins.choose("granularity", granularity)
         pattern = self._granularity.call(Layout.of(model, self.scope.shapes))
         self._pruner = Pruner(
@@ -101,7 +103,8 @@ class IMP:
             floors=floor_counts(pattern.shapes, floor),
             seed=seed,
             on_collapse=on_collapse,
-            probe=_probe_factory(model, self.scope, batches, loss),
+            probe=Probe.factory(model, batches, loss, self.scope.shapes),
+            emit=self._emit,
         )
         self._schedule = self._plugins.choose("schedule", schedule)
         self.plan = self._pruner.plan(self._schedule, Target.of(rate=rate, rounds=rounds, density=density), start)
@@ -111,22 +114,23 @@ class IMP:
         self._masks: dict[int, Mask] = {0: start}  # of all rounds so far; with a run directory, of the last alone
         self._records: list[RoundRecord] = []
         self._start_digest = start.digest
+        self._seen: BaseException | None = None  # an error that observers know of
         self._rewound: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Round]:
-        with self._opened():
-            self._plugins.emit("run_start", plan=self.plan, finished=len(self._records))
+        with self.watched(), self._opened():
+            self._emit("run_start", plan=self.plan, finished=len(self._records))
             while (index := len(self._records)) < len(self.plan):
                 start = self._rewinder.begin(index)
                 started = time.monotonic()
                 with enforced(self.model, self._masks[index], lean=self._lean) as enforcement:
                     current = self._round(index, start, enforcement)
                     self._rewinder.watch(current, enforcement)
-                    self._plugins.emit("round_start", round=current)
+                    self._emit("round_start", round=current)
                     yield current
                     enforcement.check_trained()
                 self._finish(current, enforcement, time.monotonic() - started)
-            self._plugins.emit("run_end", records=tuple(self._records))
+            self._emit("run_end", records=tuple(self._records))
 
     def run(
         self,
@@ -140,17 +144,29 @@ class IMP:
         `train(model)`, or `train(model, optimizer)` with a fresh optimizer each round when there is a factory, which
         gets the state that the rewind policy says; `evaluate(model)` returns the metrics to log.
         """
-        for current in self:
-            if optimizer_factory is None:
-                train(self.model)
-            else:
-                optimizer = optimizer_factory(self.model)
-                current.check_optimizer(optimizer)
-                current.track(optimizer=optimizer)
-                train(self.model, optimizer)
-            if evaluate is not None:
-                current.log(**evaluate(self.model))
+        with self.watched():
+            for current in self:
+                if optimizer_factory is None:
+                    train(self.model)
+                else:
+                    optimizer = optimizer_factory(self.model)
+                    current.check_optimizer(optimizer)
+                    current.track(optimizer=optimizer)
+                    train(self.model, optimizer)
+                if evaluate is not None:
+                    current.log(**evaluate(self.model))
         return self.tickets
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Let observers see an error that ends the block, such as one in the body of a `for` loop over the rounds."""
+        try:
+            yield
+        except Exception as error:
+            if error is not self._seen:
+                self._seen = error
+                self._emit("run_error", error=error, index=len(self._records))
+            raise
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:
@@ -235,10 +251,11 @@ class IMP:
         if self._ledger and trained:
             bare = Ticket(mask, facts=self._facts(record))
             record = self._ledger.commit(bare, trained, record)
+            self._emit("ticket_saved", ticket=bare, path=self._ledger.ticket_path(record))
         if current.index + 1 < len(self.plan):
             self._prune(current.index)
         self._records.append(record)
-        self._plugins.emit("round_end", record=record)
+        self._emit("round_end", record=record)
 
     def _prune(self, index: int) -> None:
         """Note the mask that follows from the weights that the model has at the end of round `index`."""
@@ -248,6 +265,7 @@ class IMP:
             self._masks[index], self.plan[index + 1], weights=trained, initial=initial, index=index + 1
         )
         self._masks[index + 1] = agreed(decided)
+        self._emit("mask_ready", index=index + 1, mask=self._masks[index + 1], previous=self._masks[index])
         if self._ledger:
             del self._masks[index]
 
@@ -293,24 +311,3 @@ class IMP:
             "start": self._start_digest,
             "seed": self.seed,
         }
-
-
-def _starting_mask(scope: Scope, mask: Mask | None) -> Mask:
-    """Return the mask of the first round: all ones, or one from elsewhere over exactly the parameters in scope."""
-    if mask is None:
-        return scope.ones()
-    if problems := shape_differences(scope.shapes, mask.shapes):
-        raise ScopeError(
-            "the mask to start from does not cover the scope; choose the scope to fit it:\n  " + "\n  ".join(problems)
-        )
-    return Mask.from_bits(scope.shapes, {name: mask.bits(name) for name in scope.shapes}, aliases=scope.aliases)
-
-
-def _probe_factory(
-    model: nn.Module, scope: Scope, batches: Batches | None, loss: Loss | None
-) -> Callable[[int], Probe] | None:
-    if (batches is None) != (loss is None):
-        raise ConfigError("batches= and loss= go together: a callable that returns batches, and one of model and batch")
-    if batches is None or loss is None:
-        return None
-    return lambda seed: Probe(model, batches, loss, scope.shapes, seed)

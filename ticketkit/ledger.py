@@ -176,6 +176,10 @@ class Ledger:
         (folder / CHECKPOINT).unlink(missing_ok=True)
         return complete
 
+    def ticket_path(self, record: RoundRecord) -> Path:
+        """Return where the ticket of a round is."""
+        return self._round(record.index) / TICKET
+
     def ticket(self, record: RoundRecord) -> Ticket:
         """Return the ticket of a finished round; raises `StorageError` if the file is not the one that was written."""
         return Ticket.load(self._verified(record, TICKET, record.ticket_file))

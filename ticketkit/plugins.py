@@ -127,6 +127,10 @@ class Plugins:
         if answers:
             raise PluginError(f"observers of ticketkit_{event} must return None, but {answers!r} came; they only watch")
 
+    def observers(self, event: str) -> list[str]:
+        """Return the names of the plugins that watch an event."""
+        return [hook.plugin_name for hook in getattr(self._manager.hook, f"ticketkit_{event}").get_hookimpls()]
+
     def choose(self, kind: str, chosen: str | Mapping[str, Any] | Callable[..., Any]) -> Choice:
         """Return what a user named: `"name"`, `{"name": ..., option: ...}`, or any callable of the right shape."""
         if isinstance(chosen, str):

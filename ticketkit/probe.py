@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -55,6 +55,17 @@ class Probe:
         self.loss = loss
         self.shapes: Mapping[str, Shape] = shapes.shapes if isinstance(shapes, Mask) else dict(shapes)
         self.seed = seed
+
+    @classmethod
+    def factory(
+        cls, model: nn.Module, batches: Batches | None, loss: Loss | None, shapes: Mapping[str, Shape]
+    ) -> Callable[[int], Self] | None:
+        """Return what makes a probe from a seed, or None without data; half of it raises `ConfigError`."""
+        if (batches is None) != (loss is None):
+            raise ConfigError("batches= and loss= go together: a callable that returns batches, one of model and batch")
+        if batches is None or loss is None:
+            return None
+        return lambda seed: cls(model, batches, loss, shapes, seed)
 
     def per_batch(
         self, step: Callable[[Callable[[], torch.Tensor]], Result], *, training: bool = False

@@ -22,6 +22,10 @@ from ticketkit.schedule import Target, plan
 OnCollapse = Literal["warn", "stop", "reallocate"]
 
 
+def _tell_nobody(event: str, **arguments: object) -> None:
+    """Stand in for `Plugins.emit` where nobody watches."""
+
+
 @dataclass(frozen=True)
 class Pruner:
     """How every round of a run prunes: criterion, grain, split of the budget, floors, guard and seed.
@@ -37,6 +41,7 @@ class Pruner:
     seed: int
     on_collapse: OnCollapse = "warn"
     probe: Callable[[int], Probe] | None = None
+    emit: Callable[..., None] = _tell_nobody
 
     def __post_init__(self) -> None:
         if self.on_collapse not in get_args(OnCollapse):
@@ -93,6 +98,7 @@ class Pruner:
         )
         versions = {name: tensor._version for name, tensor in inputs.weights.items()}
         scores = self.criterion.call(inputs)
+        self.emit("scores_ready", index=index, scores=scores, mask=mask)
         candidates = Mask.ones(mask.shapes, aliases=mask.aliases) if self.criterion.regrows else mask
         chosen = self._guarded(scores, candidates, min(keep, candidates.kept), index)
         if changed := [name for name, tensor in inputs.weights.items() if tensor._version != versions[name]]:

@@ -126,6 +126,18 @@ class Scope:
         """Return the mask that keeps every weight in scope."""
         return Mask.ones(self.shapes, aliases=self.aliases)
 
+    def ordered(self, mask: Mask) -> Mask:
+        """Return a mask from elsewhere in the order of this scope and with its aliases.
+
+        Raises `ScopeError` listing every name and shape on which they differ.
+        """
+        if problems := shape_differences(self.shapes, mask.shapes):
+            raise ScopeError(
+                "the mask to start from does not cover the scope; choose the scope to fit it:\n  "
+                + "\n  ".join(problems)
+            )
+        return Mask.from_bits(self.shapes, {name: mask.bits(name) for name in self.shapes}, aliases=self.aliases)
+
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Return the detached values of the parameters in scope; they share memory with the model."""
         return {name: group[0].detach() for name, group in masked_parameters(model, self.shapes).items()}

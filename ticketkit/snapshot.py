@@ -106,6 +106,13 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return tensors | {f"buffer/{name}": buffer for name, buffer in named_buffers(model, wrappers=False)}
 
 
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Say whether two tensors have the same dtype, shape and bytes: -0.0 differs from 0.0, NaN equals itself."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
 def content_digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 over a text and the names, dtypes, shapes and bytes of CPU tensors, in hexadecimal."""
     content = hashlib.sha256(header.encode())

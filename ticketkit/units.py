@@ -77,10 +77,11 @@ class Units:
         `floors` guarantee a space its best units worth so many weights, rounded up to whole units; a weight that is
         also in another space's unit can still go with that one. Units that are already empty take no part.
 
-        With counts per space, a weight counts for its owner's space. A space keeps no more than its count, so nothing
-        if its best unit has more weights, unless its floor takes that unit: then it keeps the floor's whole units.
-        Should all spaces so exceed the sum of the counts, the others give way: what the counts chose is ranked jointly,
-        the floors' units first. No space could have another unit without some space exceeding its count.
+        With counts per space, a weight counts for its owner's space. A space keeps no more than its count: nothing, if
+        its best unit has more weights than that. No space could have another unit without some space exceeding its
+        count. A floor goes before its count: the space keeps the whole units that the floor takes. If all spaces then
+        exceed the sum of the counts, the others give way: all that the counts chose is ranked jointly, the floors'
+        units first, and what fits into the sum is kept.
 
         Raises `ScoreError` as `ticketkit.select` does and if a pooled score overflows. Raises `BudgetError` if a count
         is out of range or below its floor, if the floors' units exceed the budget, or if not even one unit fits: the

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ticketkit.criterion import ScoreInputs
 from ticketkit.errors import ScoreError
+from ticketkit.names import named_modules
 from ticketkit.scope import tied_groups
 
 Squares = Iterator[tuple[str, torch.Tensor]]

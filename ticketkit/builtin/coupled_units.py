@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
+from pydantic import Field
 from torch import nn
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
@@ -20,7 +21,7 @@ from ticketkit.units import Units
 class FeedOptions(UnitOptions):
     """What a unit is worth, and where its output goes."""
 
-    feeds: dict[str, list[str]] = {}
+    feeds: dict[str, list[str]] = Field(default_factory=dict)
     """For a layer (its module name or a glob), the parameters that take its output features as their inputs."""
 
 

@@ -6,6 +6,7 @@ from math import prod
 from typing import Self
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
 from ticketkit.builtin.granularities import refuse_missing
@@ -39,7 +40,6 @@ class NOfM:
     Groups start at index 0 of the axis; what is left over at its end is a smaller group, which keeps at most n too.
     On the way there a group may keep more: its best n are sure to stay, the rest is ranked jointly.
 
-    >>> import torch
     >>> pairs = NOfM({"w": (1, 4)}, {"w": 1}, n=1, m=2)
     >>> pairs.select({"w": torch.tensor([[4.0, 3.0, 1.0, 2.0]])}, Mask.ones({"w": (1, 4)}), keep=2)["w"].tolist()
     [[True, False, False, True]]
