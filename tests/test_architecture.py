@@ -58,6 +58,7 @@ ORDER = [
     "builtin.allocators",
     "builtin.schedules",
     "builtin",
+    "plugin_checks",
     "plugins",
     "observers",
     "imp",

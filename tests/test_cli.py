@@ -94,6 +94,25 @@ def test_inspect_shows_origin_and_layers(finished: Path) -> None:
     assert "3.weight" in result.stdout
 
 
+def test_a_plugin_in_a_file_and_a_pin_reach_a_run(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import ticketkit\n"
+        "@ticketkit.hookimpl\n"
+        "def ticketkit_register_criteria(register):\n"
+        "    register('newest', lambda inputs: {n: w.abs() for n, w in inputs.weights.items()})\n"
+    )
+    config = ("run", CONFIG, "--set", "prune.criterion=newest", "--set", "prune.rounds=1", "--out", "run")
+    unknown = ticketkit(*config, cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert "unknown criterion 'newest'" in unknown.stderr
+    ran = ticketkit(*config, "--plugin", "mine.py", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "mine:newest" in ticketkit("inspect", "run/rounds/001/ticket.safetensors", cwd=tmp_path).stdout
+    pinned = ticketkit(*config, "--set", "plugins={mine: '>=2'}", "--out", "other", cwd=tmp_path)
+    assert pinned.returncode == 2
+    assert "the config asks for plugins:\n  mine>=2: it is not installed" in pinned.stderr
+
+
 def test_compare_shows_what_two_tickets_share_against_chance(finished: Path) -> None:
     first, second = (f"run/rounds/00{index}/ticket.safetensors" for index in (1, 3))
     compared = ticketkit("compare", first, second, cwd=finished)

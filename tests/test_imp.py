@@ -521,9 +521,7 @@ def test_a_density_is_of_the_scope_wherever_a_run_starts() -> None:
 def test_a_mask_that_does_not_cover_the_scope_is_refused_with_the_list() -> None:
     model = mlp(40)
     other = Mask.ones({"0.weight": (40, 6), "3.weight": (3, 41)})
-    with pytest.raises(
-        ScopeError, match=r"(?s)mask to start from.*expected shape \(3, 40\), found \(3, 41\)"
-    ):
+    with pytest.raises(ScopeError, match=r"(?s)mask to start from.*expected shape \(3, 40\), found \(3, 41\)"):
         IMP(model, rounds=1, mask=other, plugins=Plugins())
 
 

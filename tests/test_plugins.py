@@ -101,8 +101,31 @@ def raises(register: Callable[..., None]) -> None:
         ({"ticketkit_register_criteria": lambda register: register("no name", print)}, "letters, digits"),
         ({"ticketkit_register_criteria": lambda register: register("x", 3)}, "must be callable, not int"),
         ({"ticketkit_register_criteria": raises}, "RuntimeError: boom"),
-        ({"ticketkit_register_criterion": lambda register: None}, "ticketkit_register_criterion"),
-        ({"ticketkit_register_criteria": lambda registrar: None}, "registrar"),
+        (
+            {"ticketkit_register_criterion": lambda register: None},
+            r"there is no hook 'ticketkit_register_criterion'; did you mean 'ticketkit_register_criteria'\?",
+        ),
+        ({"ticketkit_register_criteria": lambda registrar: None}, "takes an argument 'registrar' that is not one of"),
+        (
+            {"ticketkit_register_criteria": lambda *hooks: None},
+            r"takes \*hooks, but hooks name their arguments: register",
+        ),
+        (
+            {"ticketkit_register_criteria": lambda register: 3},
+            r"ticketkit_register_criteria returned 3; .* returns None",
+        ),
+        (
+            {"ticketkit_register_criteria": lambda register: (register("twice", print), register("twice", len))[2:]},
+            "'twice' is registered by plugin 'mine' .* and again by 'mine'",
+        ),
+        (
+            {"ticketkit_register_criteria": lambda register: register("x", print, needs={"hessian"})},
+            r"needs .*'hessian'.*; choose from \['activations', 'gradients', 'initial'\]",
+        ),
+        (
+            {"ticketkit_register_schedules": lambda register: register("x", print, needs={"gradients"})},
+            "needs and regrows are for criteria",
+        ),
     ],
 )
 def test_a_broken_plugin_is_named_and_leaves_no_trace(hooks: dict[str, Callable[..., Any]], message: str) -> None:
@@ -115,6 +138,61 @@ def test_a_broken_plugin_is_named_and_leaves_no_trace(hooks: dict[str, Callable[
     assert {e.plugin for registry in plugins.registries.values() for e in registry} == {"builtin"}
     plugins.add(plugin(**good), FACTS)
     assert [facts.name for facts in plugins.loaded] == ["builtin", "mine"]
+
+
+def test_a_class_instead_of_an_object_is_refused() -> None:
+    with pytest.raises(PluginError, match=r"Recorder is a class, of which nobody made an object; .*= Recorder\(\)"):
+        Plugins().add(Recorder, FACTS)
+
+
+def test_a_forgotten_mark_is_noticed() -> None:
+    module = types.ModuleType("mine")
+    module.ticketkit_register_criteria = lambda register: None  # type: ignore[attr-defined]
+    with pytest.raises(PluginError, match=r"ticketkit_register_criteria is not marked as a hook; write @ticketkit"):
+        Plugins().add(module, FACTS)
+
+
+def test_an_optional_hook_of_a_later_version_is_let_be() -> None:
+    module = types.ModuleType("mine")
+    module.ticketkit_later = hookimpl(optionalhook=True)(lambda anything: None)  # type: ignore[attr-defined]
+    Plugins().add(module, FACTS)
+
+
+def test_a_plugin_in_a_file_is_named_and_versioned_by_it(tmp_path: Path) -> None:
+    path = tmp_path / "one_off.py"
+    path.write_text(MOVEMENT.format(name="moved"))
+    plugins = Plugins()
+    plugins.add_file(path)
+    provenance = plugins.choose("criterion", "moved").provenance
+    assert provenance.entry == "one_off:moved"
+    assert provenance.version.startswith("sha256:")
+    path.write_text(path.read_text() + "\n")
+    other = Plugins()
+    other.add_file(path)
+    assert other.choose("criterion", "moved").provenance.version != provenance.version
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "there is no such Python file"), ("1 / 0", "cannot be imported: ZeroDivisionError")],
+)
+def test_a_plugin_file_that_does_not_load_is_named(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken_file.py"
+    if content:
+        path.write_text(content)
+    with pytest.raises(PluginError, match=rf"--plugin .*broken_file\.py.*{message}"):
+        Plugins().add_file(path)
+    assert "broken_file" not in sys.modules
+
+
+def test_pins_hold_plugins_to_a_range_of_versions() -> None:
+    plugins = Plugins()
+    plugins.add(plugin(), FACTS)
+    plugins.require({"mine": ">=3,<4", "builtin": ""})
+    with pytest.raises(PluginError, match=r"(?s)mine: mine-dist 3\.1 is installed, >=4 is asked for.*absent>=1: it is"):
+        plugins.require({"mine": ">=4", "absent": ">=1"})
+    with pytest.raises(PluginError, match=r"mine: 'latest' is no range of versions such as '>=0\.2,<1'"):
+        plugins.require({"mine": "latest"})
 
 
 def test_a_plugin_registers_once_and_only_for_itself() -> None:
@@ -159,7 +237,7 @@ def test_observers_see_a_run_from_start_to_end() -> None:
     assert seen == [("run_start", (72, 36, 18), 0), *rounds, ("run_end", 3)]
 
 
-@pytest.mark.parametrize("event", ["run_start", "round_start", "round_end", "run_end"])
+@pytest.mark.parametrize("event", EVENTS)
 def test_an_observer_that_answers_is_refused(event: str) -> None:
     with pytest.raises(PluginError, match=f"observers of ticketkit_{event} must return None, but"):
         run(plugin(**{f"ticketkit_{event}": lambda: 0}))

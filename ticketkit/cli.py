@@ -48,6 +48,7 @@ PLAIN_WIDTH = 140  # of tables that go to a file or a pipe
 console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
+PluginFiles = Annotated[list[Path], typer.Option("--plugin", help="a plugin in a single Python file", metavar="FILE")]
 TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)")]
 
 
@@ -73,25 +74,25 @@ def run(
     source: Annotated[str, typer.Argument(help="a recipe's name or a YAML config", metavar="RECIPE_OR_CONFIG")],
     override: Annotated[list[str], typer.Option("--set", help="override a setting: a.b=value", metavar="A.B=C")] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="run directory [default: runs/<name>]")] = None,
+    plugin: PluginFiles = [],  # noqa: B006
 ) -> None:
     """Run a recipe or config; an interrupted run of the same config goes on."""
     from ticketkit.config import parse_config, read_settings
-    from ticketkit.plugins import Plugins
 
-    plugins = Plugins.discover()
-    _name_broken(plugins)
+    plugins = _plugins(plugin)
     config = parse_config(read_settings(source, override, plugins.recipes()), plugins)
     _run(config, out or Path("runs") / Path(source).stem, plugins)
 
 
 @app.command()
-def resume(directory: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
+def resume(
+    directory: Annotated[Path, typer.Argument(help="a run directory")],
+    plugin: PluginFiles = [],  # noqa: B006
+) -> None:
     """Go on with an interrupted run, with the round it was in; it ends in the same bits."""
     from ticketkit.experiment import read_config
-    from ticketkit.plugins import Plugins
 
-    plugins = Plugins.discover()
-    _name_broken(plugins)
+    plugins = _plugins(plugin)
     _run(read_config(directory, plugins), directory, plugins)
 
 
@@ -227,6 +228,17 @@ def _show(results: "Results", directory: Path) -> None:
     console.print(conclusion(results), soft_wrap=True)
     for path in write_report(results, directory):
         console.print(f"wrote {path}", soft_wrap=True)
+
+
+def _plugins(files: list[Path]) -> "Plugins":
+    """Return the installed plugins and those in files; name the broken ones."""
+    from ticketkit.plugins import Plugins
+
+    plugins = Plugins.discover()
+    for file in files:
+        plugins.add_file(file)
+    _name_broken(plugins)
+    return plugins
 
 
 def _name_broken(plugins: "Plugins") -> None:

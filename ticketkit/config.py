@@ -82,6 +82,8 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
+    plugins: dict[str, str] = {}
+    """Plugins that must be there, each with a range of versions such as ">=0.2"."""
     corpus: Annotated[Chosen, _known("corpus")]
     backbone: Annotated[Chosen, _known("backbone")]
     trainer: Annotated[Chosen, _known("trainer")]
@@ -99,7 +101,13 @@ class RunConfig(BaseModel):
 
 
 def parse_config(settings: Mapping[str, Any], plugins: Plugins) -> RunConfig:
-    """Return the checked config; raises `ConfigError` listing every fault with its path."""
+    """Return the checked config; raises `ConfigError` listing every fault with its path.
+
+    Plugins that the config pins are looked for first: without them the names it uses may mean something else.
+    """
+    pins = settings.get("plugins")
+    if isinstance(pins, Mapping):
+        plugins.require({str(name): str(pin or "") for name, pin in pins.items()})
     try:
         return RunConfig.model_validate(settings, context=plugins)
     except ValidationError as error:

@@ -249,5 +249,6 @@ def _no_space_fits(sizes: Mapping[str, Array], budgets: Counts) -> BudgetError:
     more = f", and {len(listed) - 4} more" if len(listed) > 4 else ""
     return BudgetError(
         f"cannot keep {sum(budgets.values())} weights: units stay or go whole, and no space's best one fits its count "
-        f"({', '.join(listed[:4])}{more}); keep more, choose a finer granularity, or allocation 'global'"
+        f"({', '.join(listed[:4])}{more}); keep more, choose a finer granularity, or allocation 'global'; "
+        "a weight of several units needs them all"
     )

@@ -1,21 +1,27 @@
 """Find plugins, check them, let them register, and tell those that watch what happens."""
 
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Self
 
 import pluggy
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion
 from pydantic import BaseModel
 
 from ticketkit import builtin, hookspecs
 from ticketkit.errors import ConfigError, PluginError
+from ticketkit.plugin_checks import check_answers, check_plugin
 from ticketkit.registry import KINDS, NEEDS, Choice, Entry, Registry
+from ticketkit.storage import file_digest
 from ticketkit.ticket import Provenance
 
 GROUP = "ticketkit"
@@ -78,12 +84,13 @@ class Plugins:
         if self._manager.has_plugin(facts.name):
             raise PluginError(f"two plugins are called {facts.name!r}; block or uninstall one of them")
         try:
+            check_plugin(plugin)
             self._manager.register(plugin, facts.name)
             self._manager.check_pending()
             others = [other for name, other in self._manager.list_name_plugin() if name != facts.name]
             for kind, hook in KINDS.items():
                 caller = self._manager.subset_hook_caller(hook, [other for other in others if other is not None])
-                caller(register=self._register_for(kind, facts))
+                check_answers(hook, caller(register=self._register_for(kind, facts)))
         except Exception as error:
             if self._manager.has_plugin(facts.name):
                 self._manager.unregister(name=facts.name)
@@ -91,9 +98,42 @@ class Plugins:
                 registry.remove_plugin(facts.name)
             raise PluginError(
                 f"plugin {facts.name!r} (distribution {facts.distribution} {facts.version}) is broken: "
-                f"{type(error).__name__}: {error}"
+                + (str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}")
             ) from error
         self.loaded.append(facts)
+
+    def add_file(self, path: Path) -> None:
+        """Load a plugin from a single Python file, for a one-off; its version is the digest of the file.
+
+        Raises `PluginError` for a file that is missing or cannot be imported.
+        """
+        spec = spec_from_file_location(path.stem, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise PluginError(f"--plugin {path}: there is no such Python file")
+        module = module_from_spec(spec)
+        sys.modules[path.stem] = module  # so that its classes can be found again by name
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[path.stem]
+            raise PluginError(f"--plugin {path} cannot be imported: {type(error).__name__}: {error}") from error
+        self.add(module, LoadedPlugin(path.stem, path.stem, str(path), f"sha256:{file_digest(path)[:16]}"))
+
+    def require(self, pins: Mapping[str, str]) -> None:
+        """Raise `PluginError` listing every pinned plugin that is not loaded or not in its range of versions.
+
+        A pin is a version specifier such as `">=0.2,<1"`, or empty for any version.
+        """
+        loaded, faults = {plugin.name: plugin for plugin in self.loaded}, []
+        for name, pin in pins.items():
+            found = loaded.get(name)
+            if found is None:
+                reasons = [f"it is left out: {broken.reason}" for broken in self.broken if broken.name == name]
+                faults.append(f"{name}{pin}: {(reasons or ['it is not installed'])[0]}")
+            elif not _fits(name, found.version, pin):
+                faults.append(f"{name}: {found.distribution} {found.version} is installed, {pin} is asked for")
+        if faults:
+            raise PluginError("the config asks for plugins:\n  " + "\n  ".join(faults))
 
     def recipes(self) -> dict[str, Traversable]:
         """Return the ready configs of all plugins by name: the YAML files in a folder `recipes` of their package."""
@@ -192,6 +232,13 @@ def _imported(point: EntryPoint) -> object:
         raise PluginError(
             f"plugin {point.name!r} ({point.value}) cannot be imported: {type(error).__name__}: {error}"
         ) from error
+
+
+def _fits(name: str, installed: str, pin: str) -> bool:
+    try:
+        return not pin or SpecifierSet(pin).contains(installed, prereleases=True)
+    except (InvalidSpecifier, InvalidVersion) as error:
+        raise PluginError(f"plugins: {name}: {pin!r} is no range of versions such as '>=0.2,<1' ({error})") from error
 
 
 def _wanted(name: str) -> bool:

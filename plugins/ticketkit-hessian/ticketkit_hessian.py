@@ -34,7 +34,7 @@ def ticketkit_register_criteria(register: Callable[..., None]) -> None:
 def obd(inputs: ticketkit.ScoreInputs, *, options: ObdOptions) -> Tensors:
     """Return the saliency ½ h w², h the weight's second derivative of the mean loss over all batches.
 
-    LeCun, Denker & Solla 1990 (Optimal Brain Damage, equation 5): to second order this is how much the loss rises when
+    LeCun, Denker & Solla 1990 (Optimal Brain Damage, section 2): to second order this is how much the loss rises when
     the weight goes, if training has converged and weights do not interact. Their rule for h is exact only for layers of
     a certain form; here it is estimated for any network by `diagonal`.
 
@@ -51,9 +51,9 @@ def obd(inputs: ticketkit.ScoreInputs, *, options: ObdOptions) -> Tensors:
 def diagonal(inputs: ticketkit.ScoreInputs, options: ObdOptions) -> Tensors:
     """Return the diagonal of the mean loss's Hessian H over the kept weights, zero elsewhere, in float64 on the CPU.
 
-    Hutchinson's method (Bekas, Kokiopoulou & Saad 2007, section 2): the mean over `samples` of z ⊙ Hz, with z = ±1 at
-    random. It is unbiased, with variance Σ_{j≠i} H_ij² / samples at i, so a diagonal H is found exactly with one sample.
-    Pruned weights have z = 0: they stay where they are, and only add noise. The signs come from `inputs.generator`.
+    Hutchinson's method (Bekas, Kokiopoulou & Saad 2007): the mean over `samples` of z ⊙ Hz, where z is ±1 at random,
+    drawn from `inputs.generator`. It is unbiased, with a variance of Σ_{j≠i} H_ij² / samples at i, so that a diagonal H
+    is found exactly with one sample. Pruned weights have z = 0: they stay what they are, and would only add noise.
     """
     total: Tensors = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in inputs.mask.shapes.items()}
     for _ in range(options.samples):

@@ -37,9 +37,9 @@ def ticketkit_register_allocators(register: Callable[..., None]) -> None:
 def staircase(total: int, target: ticketkit.Target | None, *, options: StaircaseOptions) -> tuple[int, ...]:
     """Return counts that fall to the end in equal stairs of `hold` rounds each; the last stair may be shorter.
 
-    Round 1 prunes, the next hold - 1 rounds train what is left as it is, and so on: n rounds have s = ⌈n / hold⌉ stairs,
-    and after round t there are end + (total - end)(1 - ⌈t / hold⌉ / s) weights, to the nearest whole number. For runs
-    that train on (`rewind: none`); with rewinding a held round trains the ticket before it once more.
+    Round 1 prunes, the next hold - 1 rounds train what is left, and so on: n rounds make s = ⌈n / hold⌉ stairs, and in
+    round t there are end + (total - end)(1 - ⌈t / hold⌉ / s) weights, to the nearest whole number. It is for runs that
+    train on (`rewind: none`); with rewinding, a held round trains the ticket before it once more.
 
     >>> staircase(100, ticketkit.Target.of(rounds=5, density=0.1), options=StaircaseOptions())
     (100, 70, 70, 40, 40, 10)
@@ -78,8 +78,7 @@ def _roots(sizes: Mapping[str, int]) -> dict[str, Fraction]:
     bases: list[int] = []
     roots = {}
     for name, size in sizes.items():
-        base = next((base for base in bases if isqrt(size * base) ** 2 == size * base), size)
+        base = next((base for base in bases if isqrt(size * base) ** 2 == size * base), size or 1)
         bases += [base] * (base not in bases)
-        scaled = Fraction(isqrt(base << 2 * BITS), 1 << BITS)  # √base
-        roots[name] = Fraction(isqrt(size * base), base) * scaled if size else Fraction(0)
+        roots[name] = Fraction(isqrt(size * base), base) * Fraction(isqrt(base << 2 * BITS), 1 << BITS)  # · √base
     return roots

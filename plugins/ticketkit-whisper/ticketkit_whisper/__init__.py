@@ -1,0 +1,1 @@
+"""Whisper for ticketkit: the backbone `whisper` and the trainer `whisper_seq2seq`."""
