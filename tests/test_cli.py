@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -215,6 +216,43 @@ def test_bad_input_is_one_message_and_an_exit_code(
     assert returned == code, printed
     assert message in printed
     assert "Traceback" not in printed
+
+
+def test_a_metric_that_is_not_measured_is_named_after_the_first_round_which_is_kept(tmp_path: Path) -> None:
+    wrong = ticketkit("run", CONFIG, "--set", "metric=wwer", "--out", "run", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "metric 'wwer' was not measured; did you mean 'wer'?" in wrong.stderr
+    assert (tmp_path / "run" / "rounds" / "000" / "record.json").exists()
+    right = ticketkit("run", CONFIG, "--out", "run", cwd=tmp_path)
+    assert right.returncode == 0, right.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("latin.yaml", b"\xff\xfe", "latin.yaml cannot be read as UTF-8 text"),
+        ("[/b].yaml", None, "'[/b].yaml' is neither a config file nor a recipe"),
+        ("seed.yaml", b"seed: 99999999999999999999999999", "seed: Input should be less than"),
+    ],
+)
+def test_odd_config_files_are_one_message(
+    name: str, content: bytes | None, message: str, tmp_path: Path, in_process: Callable[..., tuple[int, str]]
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    code, errors = in_process("run", name)
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_damaged_files_of_a_run_are_named(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    for name in ("test.json", "config.json"):
+        (tmp_path / "run" / name).write_text("{")
+        broken = ticketkit("run", CONFIG, "--out", "run", cwd=tmp_path)
+        assert broken.returncode == 1
+        assert f"{name} cannot be read" in broken.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -615,6 +615,28 @@ def test_the_lean_mask_trains_to_the_same_bits(make: Make) -> None:
     assert all(plain[name].equal(lean[name]) for name in plain)
 
 
+def test_a_parameter_unfrozen_inside_the_block_has_masked_gradients() -> None:
+    net = TINY_NETS["mlp"]
+    model, inputs = net.build(), net.inputs()
+    model[0].weight.requires_grad_(False)
+    mask = half(model)
+    with enforced(model, mask):
+        assert not model[0].weight.requires_grad
+        model[0].weight.requires_grad_(True)
+        model(inputs).square().sum().backward()
+        assert is_plus_zero(model[0].weight.grad[~mask["0.weight"]])
+        assert bool(model[0].weight.grad.any())
+
+
+def test_a_parameter_replaced_inside_the_block_is_cleared_with_a_warning() -> None:
+    net = TINY_NETS["mlp"]
+    model = net.build()
+    mask = half(model)
+    with pytest.warns(NoEffectWarning, match=r"pruned weights of 0\.weight were changed"), enforced(model, mask):
+        model[0].weight = nn.Parameter(torch.ones_like(model[0].weight))
+    assert is_plus_zero(pruned(model, mask))
+
+
 # Refusals
 
 

@@ -21,6 +21,7 @@ from ticketkit import (
     Scope,
     ScopeError,
     ScoreError,
+    ScoreInputs,
     StorageError,
     Ticket,
     select,
@@ -594,3 +595,53 @@ def test_run_hands_the_optimizer_over_to_rewinding() -> None:
     assert momenta[0] == []
     assert all(a.equal(b) for a, b in zip(momenta[1], momenta[2], strict=True))
     assert len(momenta[1]) == 4
+
+
+def test_a_finished_run_leaves_the_model_as_its_last_round_did(tmp_path: Path) -> None:
+    first = go_on(new_run(tmp_path / "run"))
+    again = go_on(new_run(tmp_path / "run"))
+    assert bits(again.model) == bits(first.model)
+    Ticket(again.tickets[3].mask).verify(again.model)
+
+
+def test_a_pruning_that_failed_is_tried_again_from_the_trained_network(tmp_path: Path) -> None:
+    for run_dir in (None, tmp_path / "run"):
+        expected = finished(go_on(new_run(None, rewind="none", rounds=2)), tmp_path)[:1]
+        failures = [True]
+
+        def flaky(inputs: ScoreInputs, failures: list[bool] = failures) -> dict[str, torch.Tensor]:
+            if failures:
+                failures.clear()
+                raise RuntimeError("the disk with the batches was away")
+            return {name: weights.abs() for name, weights in inputs.weights.items()}
+
+        imp = new_run(run_dir, rewind="none", rounds=2, criterion=flaky)
+        with pytest.raises(RuntimeError, match="was away"):
+            go_on(imp)
+        assert [record.index for record in imp.records] == [0]
+        torch.nn.init.zeros_(imp.model[2].weight)
+        go_on(imp)
+        reference = go_on(new_run(None, rewind="none", rounds=2))
+        assert [ticket.mask for ticket in imp.tickets] == [ticket.mask for ticket in reference.tickets]
+        assert expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scope": "encoder"}, "scope must be a Scope or a mapping"),
+        ({"scope": {"inclde": ["0.*"]}}, r"scope takes include, exclude, where, embeddings, bare, not 'inclde'"),
+        ({"mask": Ticket(Mask.ones({"w": (1,)}))}, r"mask must be a Mask \(of a ticket: ticket\.mask\), not a Ticket"),
+        ({"rewind": None}, "rewind must be a policy such as 'init'"),
+        ({"seed": "a"}, "seed must be a whole number"),
+        ({"batches": [1, 2], "loss": print}, "batches must be a callable"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_at_once(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        IMP(mlp(), rounds=1, plugins=Plugins(), **settings)  # type: ignore[arg-type]
+
+
+def test_an_evaluation_that_returns_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must return a mapping from names to numbers, not None"):
+        IMP(mlp(), rounds=1, plugins=Plugins()).run(lambda model: None, lambda model: None)  # type: ignore[arg-type,return-value]

@@ -1,4 +1,5 @@
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,41 @@ def test_a_round_without_its_record_never_happened(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for index in range(3):
         commit(ledger, index)
-    (tmp_path / "rounds" / "001" / "record.json").unlink()
-    assert [r.index for r in ledger.records()] == [0]
+    (tmp_path / "rounds" / "002" / "record.json").unlink()
+    assert [r.index for r in ledger.records()] == [0, 1]
+
+
+def test_a_gap_between_rounds_is_refused(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for index in range(4):
+        commit(ledger, index)
+    shutil.rmtree(tmp_path / "rounds" / "002")
+    with pytest.raises(StorageError, match=r"rounds/002 has vanished, but .*rounds/003 is there"):
+        ledger.records()
+
+
+def test_a_snapshot_of_another_run_is_found_out(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.keep_snapshot(Snapshot.capture(nn.Linear(2, 2)))
+    commit(ledger, 0)
+    ledger.check_snapshots()
+    Snapshot.capture(nn.Linear(2, 2)).save(tmp_path / "init.safetensors")
+    with pytest.raises(StorageError, match=r"init\.safetensors is not the file that this run wrote"):
+        ledger.check_snapshots()
+    (tmp_path / "init.safetensors").unlink()
+    with pytest.raises(StorageError, match=r"init\.safetensors has vanished"):
+        ledger.check_snapshots()
+
+
+def test_other_settings_may_take_a_directory_in_which_nothing_was_trained(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.identify({"seed": 1})
+    ledger.keep_snapshot(Snapshot.capture(nn.Linear(2, 2)))
+    ledger.identify({"seed": 2})
+    assert ledger.snapshot() is None
+    commit(ledger, 0)
+    with pytest.raises(ConfigError, match="seed: there 2, here 3"):
+        ledger.identify({"seed": 3})
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "null", '{"index": "x"}'])
@@ -73,6 +107,7 @@ def test_a_changed_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_another_identity_is_refused_with_every_setting_that_differs(tmp_path: Path) -> None:
+    commit(Ledger(tmp_path), 0)
     ledger = Ledger(tmp_path)
     ledger.identify({"seed": 1, "floor": None, "plan": [4, 2]})
     ledger.identify({"plan": (4, 2), "floor": None, "seed": 1})

@@ -310,7 +310,7 @@ def tracked_run(rewind: Any, *, fresh: bool, run_dir: Path | None = None) -> lis
 def test_a_tracked_optimizer_goes_back_to_step_k_with_the_network(fresh: bool, on_disk: bool, tmp_path: Path) -> None:
     seen = tracked_run("step:2", fresh=fresh, run_dir=tmp_path if on_disk else None)
     assert [step for step, _, _ in seen] == [0, 2, 2]
-    assert [lr for _, _, lr in seen] == [1.0, 0.5, 0.5]  # the engine looks before the scheduler's second step
+    assert [lr for _, _, lr in seen] == [1.0, 0.25, 0.25]
     assert seen[1][1]
     assert equal(seen[1][1], seen[2][1])
 
@@ -353,12 +353,13 @@ def test_an_average_of_the_network_goes_back_and_is_masked() -> None:
 
 def test_a_stale_average_is_masked_as_soon_as_it_is_tracked() -> None:
     model = build()
+    stale = AveragedModel(build(seed=8))
     for current in IMP(model, rate=0.5, rounds=1, rewind="none", plugins=Plugins()):
-        if current.index == 1:
-            stale = AveragedModel(build(seed=8))
-            current.track(ema=stale)
-            name = next(iter(current.mask))
-            assert not dict(stale.module.named_parameters())[name][~current.mask[name]].any()
+        name = next(iter(current.mask))
+        average = dict(stale.module.named_parameters())[name].detach()
+        assert average.all()
+        current.track(ema=stale)
+        assert not average[~current.mask[name]].any()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         model(INPUTS).square().mean().backward()
         optimizer.step()
@@ -410,3 +411,121 @@ def test_tracking_wrongly_is_refused(call: Callable[[Round], object], message: s
     current = next(iter(IMP(build(), rate=0.3, rounds=1, plugins=Plugins())))
     with pytest.raises(ConfigError, match=message):
         call(current)
+
+
+# Second tries, late comers, several optimizers
+
+
+def sgd_round(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(INPUTS).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_what_an_aborted_first_round_captured_does_not_count(on_disk: bool, tmp_path: Path) -> None:
+    def run_of(rates: list[float], run_dir: Path | None) -> State:
+        model = build()
+        imp = IMP(model, rate=0.3, rounds=1, rewind="step:2", run_dir=run_dir, plugins=Plugins())
+        for rate in rates:
+            try:
+                for current in imp:
+                    sgd_round(model, torch.optim.SGD(model.parameters(), lr=rate), 4)
+                    if rate != rates[-1]:
+                        raise KeyboardInterrupt
+                    if current.index == 1:
+                        break
+            except KeyboardInterrupt:
+                continue
+        return {key: tensor.clone() for key, tensor in (imp.tickets[0].weights or {}).items()}
+
+    expected = run_of([0.1], None)
+    assert equal(run_of([0.5, 0.1], tmp_path if on_disk else None), expected)
+
+
+def test_a_second_try_of_the_first_round_gives_tracked_objects_their_first_state_back() -> None:
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    imp = IMP(model, rate=0.3, rounds=1, plugins=Plugins())
+    first = next(iter(imp))
+    first.track(optimizer=optimizer)
+    sgd_round(model, optimizer, 2)
+    assert any(optimizer.state.values())
+    second = next(iter(imp))
+    second.track(optimizer=optimizer)
+    assert not any(optimizer.state.values())
+
+
+def test_what_is_tracked_only_later_is_refused() -> None:
+    model = build()
+    for current in IMP(model, rate=0.3, rounds=1, plugins=Plugins()):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if current.index == 1:
+            with pytest.raises(ConfigError, match=r"track\(optimizer=...\) in round 1, but an earlier round did not"):
+                current.track(optimizer=optimizer)
+            break
+        sgd_round(model, optimizer, 2)
+
+
+def test_step_k_is_complete_when_every_optimizer_has_taken_it() -> None:
+    model = build()
+    imp = IMP(model, rate=0.3, rounds=1, rewind="step:2", plugins=Plugins())
+    parts = [list(model[0].parameters()), list(model[2].parameters())]
+    states = []
+    for current in imp:
+        if current.index == 1:
+            break
+        optimizers = [torch.optim.SGD(part, lr=0.1) for part in parts]
+        for _ in range(3):
+            for optimizer in optimizers:
+                model.zero_grad()
+                model(INPUTS).square().mean().backward()
+                optimizer.step()
+            states.append(state(model))
+    assert equal(imp.tickets[0].weights or {}, states[1], [f"parameter/{n}" for n, _ in model.named_parameters()])
+
+
+def test_what_a_loop_freezes_is_trainable_again_in_the_next_round() -> None:
+    model = build()
+    for current in IMP(model, rate=0.3, rounds=1, plugins=Plugins()):
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        sgd_round(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+        model[2].weight.requires_grad_(False)
+        assert current.index < 2
+
+
+def test_a_misspelt_part_is_found_at_the_first_step() -> None:
+    model = build()
+    rounds = iter(IMP(model, rounds=1, rewind={"name": "init", "keep": ["bufers"]}, plugins=Plugins()))
+    assert next(rounds).index == 0
+    with pytest.raises(ConfigError, match=r"keep=\['bufers'\]"):
+        sgd_round(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+
+
+def test_only_averages_are_masked() -> None:
+    model, teacher = build(), build(seed=9)
+    loss_scale = nn.Linear(1, 1)
+    before = state(teacher)
+    for current in IMP(model, rate=0.5, rounds=1, plugins=Plugins()):
+        current.track(teacher=teacher, loss=loss_scale)
+        sgd_round(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert equal(state(teacher), before)
+
+
+class Averaging(nn.Module):
+    """An average as other libraries wrap it: the network in `module`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(network)
+
+
+def test_an_average_of_another_library_is_masked_if_it_is_called_one() -> None:
+    model = build()
+    average = Averaging(model)
+    for current in IMP(model, rate=0.5, rounds=1, rewind="none", plugins=Plugins()):
+        current.track(ema=average)
+        sgd_round(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+        for name in current.mask:
+            assert not average.module.get_parameter(name).detach()[~current.mask[name]].any()

@@ -128,3 +128,14 @@ def test_ordered_dicts_and_numpy_scalars_are_kept() -> None:
 def test_an_unknown_kind_of_state_is_refused() -> None:
     with pytest.raises(StorageError, match="later version"):
         unflattened(["z", 1], {})
+
+
+def test_keys_that_are_spelled_alike_do_not_collide() -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    state = {"a.b": torch.tensor([1.0]), "a": {"b": torch.tensor([2.0])}, 0: torch.tensor(3.0), "0": torch.tensor(4.0)}
+    assert same(unflattened(flattened(state, "x", tensors), tensors), state)
+
+
+def test_arrays_without_dimensions_keep_their_shape() -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    assert unflattened(flattened(np.array(2.5), "x", tensors), tensors).shape == ()

@@ -45,8 +45,8 @@ app = typer.Typer(
 )
 PLAIN_WIDTH = 140  # of tables that go to a file or a pipe
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 PluginFiles = Annotated[list[Path], typer.Option("--plugin", help="a plugin in a single Python file", metavar="FILE")]
 TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)")]
@@ -60,7 +60,7 @@ def main() -> None:
     except TicketkitError as error:
         if "--debug" in sys.argv:
             raise
-        errors.print(f"error: {error}", markup=False)
+        errors.print(f"error: {error}")
         sys.exit(FAILED if isinstance(error, RunError) else BAD_INPUT)
 
 
@@ -243,7 +243,7 @@ def _plugins(files: list[Path]) -> "Plugins":
 
 def _name_broken(plugins: "Plugins") -> None:
     for broken in plugins.broken:
-        errors.print(f"warning: {broken.reason}; it is left out", markup=False)
+        errors.print(f"warning: {broken.reason}; it is left out")
 
 
 def _show_warning(
@@ -255,4 +255,4 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning as one line; where it was raised matters to nobody at a command line."""
-    errors.print(f"warning: {message}", markup=False)
+    errors.print(f"warning: {message}")

@@ -34,6 +34,14 @@ def _known(kind: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _rewind(policy: Chosen) -> Chosen:
+    try:
+        Rewind.of(policy)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return policy
+
+
 class ScopeConfig(BaseModel):
     """Which parameters can be pruned, by patterns over their names."""
 
@@ -57,7 +65,7 @@ class PruneConfig(BaseModel):
     granularity: Annotated[Chosen, _known("granularity")] = "weight"
     allocation: Annotated[Chosen, _known("allocation")] = "global"
     schedule: Annotated[Chosen, _known("schedule")] = "geometric"
-    rewind: Chosen = "init"
+    rewind: Annotated[Chosen, AfterValidator(_rewind)] = "init"
     scope: ScopeConfig = ScopeConfig()
     floor: Floor | dict[str, Floor] | None = None
     on_collapse: OnCollapse = "warn"
@@ -70,7 +78,6 @@ class PruneConfig(BaseModel):
         try:
             if Target.of(rate=self.rate, rounds=self.rounds, density=self.density) is None:
                 plugins.choose("schedule", self.schedule).call(A_LARGE_NETWORK, None)  # raises unless it knows the end
-            Rewind.of(self.rewind)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
@@ -81,7 +88,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     plugins: dict[str, str] = {}
     """Plugins that must be there, each with a range of versions such as ">=0.2"."""
     corpus: Annotated[Chosen, _known("corpus")]
@@ -121,7 +128,10 @@ def read_settings(source: str, overrides: Sequence[str], recipes: Mapping[str, T
     if source in recipes:
         text = recipes[source].read_text(encoding="utf-8")
     elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{source} cannot be read as UTF-8 text: {error}") from error
     else:
         raise ConfigError(f"{source!r} is neither a config file nor a recipe{suggestion(source, recipes)}")
     try:

@@ -89,7 +89,7 @@ class Contest:
         stay = self._stay(ranks, numbers)
         chosen, total = self._mask(stay), sum(budgets.values())
         if total and not chosen.kept:
-            raise _no_space_fits(sizes, budgets)
+            return self._jointly(total, sure, "what is split in too small counts")
         if chosen.kept <= total:
             return chosen
         counts, alone = (np.where(stay[:-1], numbers_of, 0) for numbers_of in (self.counts, self.alone))

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ticketkit.errors import NoEffectWarning, ScopeError
 from ticketkit.mask import Mask
+from ticketkit.names import named_parameters
 from ticketkit.scope import masked_parameters
 
 INTEGER_OF_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -65,6 +66,7 @@ class Enforcement:
     """One mask held on one model. Parameters whose mask is all ones cost nothing and are left alone."""
 
     def __init__(self, model: nn.Module, mask: Mask, *, lean: bool = False):
+        self._model = model
         groups = masked_parameters(model, mask.shapes)
         sizes, counts = mask.sizes, mask.counts
         self._scope = {id(p): name for name, group in groups.items() for p in group}
@@ -79,7 +81,10 @@ class Enforcement:
         self.foreign_steps = 0
         self._first_step = 0
         self.on_step: Callable[[int], object] | None = None
-        """Called after a step over the scope with its number; of several optimizers, the first to take it counts."""
+        """Called when a step over the scope is complete, with its number: when every optimizer has taken it, except
+        those that fell behind by more than one."""
+        self.before_step: Callable[[], object] | None = None
+        """Called before every step over the scope."""
 
     def apply(self) -> None:
         """Set every pruned weight to zero now, also in averaged models; a second call changes nothing."""
@@ -93,6 +98,11 @@ class Enforcement:
 
         An average (EMA, SWA) of weights that are zero stays zero; what it holds of a dense phase would not.
         """
+        inner = getattr(average, "module", None)
+        fits = {name: tuple(p.shape) for name, p in named_parameters(average, remove_duplicate=False)}
+        if isinstance(inner, nn.Module) and not self._mask.shapes.items() <= fits.items():
+            average = inner  # a wrapper of another library's
+        self._pruned_in(average)  # raises unless it has the masked parameters
         self._averages.append(average)
         self.apply()
 
@@ -130,12 +140,9 @@ class Enforcement:
     def attach(self) -> list[Any]:
         """Install the hooks and return their handles."""
         handles = [
-            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                partial(_clear_pruned_gradient, self._keep[name])
-            )
+            _on_gradient(parameter, partial(_clear_pruned_gradient, self._keep[name]))
             for name, group in self._parameters.items()
             for parameter in group
-            if parameter.requires_grad
         ]
         for group in self._parameters.values():
             for parameter in group:
@@ -145,16 +152,21 @@ class Enforcement:
         return [*handles, before, register_optimizer_step_post_hook(self._after_step)]
 
     def clear_revived(self) -> list[str]:
-        """Clear pruned weights a last time; return the parameters of which some were not zero any more."""
-        revived = [
-            name
-            for name, group in self._parameters.items()
-            if any(_has_revived(parameter, self._mask[name]) for parameter in group)
-        ]
+        """Clear pruned weights a last time; return the parameters of which some were not zero any more.
+
+        These are the model's present parameters: one that was replaced inside the block has not been held.
+        """
+        present = self._pruned_in(self._model)
+        revived = [name for name, group in present.items() if any(_has_revived(p, self._mask[name]) for p in group)]
+        for name in revived:
+            for parameter in present[name]:
+                self._keep[name].clear_pruned(parameter)
         self.apply()
         return revived
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if self.before_step is not None and any(id(p) in self._scope for p in _parameters_of(optimizer)):
+            self.before_step()
         if optimizer in self._met:
             return
         self._met.add(optimizer)
@@ -195,8 +207,9 @@ class Enforcement:
             if keep := self._keep.get(self._scope[id(parameter)]):
                 keep.clear_pruned(parameter)
         self._steps[optimizer] = self._steps.get(optimizer, self._first_step) + 1
-        if self._steps[optimizer] > self.steps:
-            self.steps = self._steps[optimizer]
+        most = max(self._steps.values())
+        if most > self.steps and most - 1 not in self._steps.values():
+            self.steps = most
             if self.on_step is not None:
                 self.on_step(self.steps)
 
@@ -242,6 +255,15 @@ class _LeanKeep:
         if tensor.device not in self._pruned:
             self._pruned[tensor.device] = self._mask[self._name].logical_not_().to(tensor.device)
         tensor.detach().masked_fill_(self._pruned[tensor.device], 0.0)
+
+
+def _on_gradient(parameter: nn.Parameter, hook: Callable[[torch.Tensor], None]) -> Any:
+    """Call a hook whenever a gradient is accumulated, also in a parameter unfrozen only later; return its handle."""
+    trainable = parameter.requires_grad
+    parameter.requires_grad_(True)
+    handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    parameter.requires_grad_(trainable)
+    return handle
 
 
 def _clear_pruned_gradient(keep: _Keep | _LeanKeep, parameter: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ from ticketkit.errors import ConfigError, StorageError
 from ticketkit.imp import IMP
 from ticketkit.ledger import RoundRecord
 from ticketkit.plugins import Plugins
+from ticketkit.registry import suggestion
 from ticketkit.rewind import Rewind
 from ticketkit.rng import seeded
 from ticketkit.roles import Bundle, EpochTrainer, Progress, ScoringTrainer, Trainer
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 TEST_FILE = "test.json"
 RESULTS_FILE = "results.json"
+JUDGING = ("metric", "mode", "tolerance", "percent")  # settings that judge a run and do not change it
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,16 @@ def run_experiment(
 
     Dev alone chooses epochs and tickets. Test is read once, after the last round, and reported beside it.
     """
-    _claim(config, directory)
     with seeded(config.seed):
         bundle: Bundle = config.chosen(plugins, "backbone").call()
         corpus = config.chosen(plugins, "corpus").call()
         trainer: Trainer = config.chosen(plugins, "trainer").call(bundle, corpus, seed=config.seed)
         imp = _imp(config, bundle, trainer, directory, plugins)
+        _claim(config, directory)
         with imp.watched():
             for current in imp:
+                if imp.records:
+                    _check_metric(config, imp.records[0].metrics)
                 current.log(**trainer.train(progress))
         test = _tested(imp, trainer, directory)
     results = summarise(config, imp, corpus.describe(), test)
@@ -150,6 +154,25 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _check_metric(config: RunConfig, metrics: Mapping[str, float]) -> None:
+    """Raise `ConfigError` after the first round, not after the last, if it did not measure what tickets need."""
+    if config.metric not in metrics:
+        raise ConfigError(
+            f"metric {config.metric!r} was not measured{suggestion(config.metric, metrics)}; go on with "
+            "--set metric=... and the same directory"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be read: {error}; delete it to write it again") from error
+    if not isinstance(content, dict):
+        raise StorageError(f"{path} is damaged: it holds no settings or results; delete it to write it again")
+    return content
+
+
 def _claim(config: RunConfig, directory: Path) -> None:
     """Write the config into the directory; raise `ConfigError` listing what differs if another is there."""
     path = directory / CONFIG_FILE
@@ -157,11 +180,15 @@ def _claim(config: RunConfig, directory: Path) -> None:
     if not path.exists():
         write_text_atomically(path, json.dumps(wanted, indent=1))
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found != wanted:
+    found = _read_json(path)
+    deciding = [key for key in wanted if key not in JUDGING]
+    started = any(directory.glob("rounds/*/record.json")) or any(directory.glob("rounds/*/checkpoint.safetensors"))
+    if not started or all(found.get(key) == wanted[key] for key in deciding):
+        write_text_atomically(path, json.dumps(wanted, indent=1))
+    else:
         lines = [
             f"{key}: there {found.get(key)!r}, here {wanted.get(key)!r}"
-            for key in wanted
+            for key in deciding
             if found.get(key) != wanted[key]
         ]
         raise ConfigError(
@@ -209,7 +236,10 @@ def _tested(imp: IMP, trainer: Trainer, directory: Path) -> dict[int, dict[str, 
     """Return the test metrics of every round's trained network, measured once and kept in the run directory."""
     path = directory / TEST_FILE
     if path.exists():
-        return {int(index): metrics for index, metrics in json.loads(path.read_text(encoding="utf-8")).items()}
+        try:
+            return {int(index): dict(metrics) for index, metrics in _read_json(path).items()}
+        except (TypeError, ValueError) as error:
+            raise StorageError(f"{path} is damaged: {error}; delete it to measure again") from error
     test = {}
     for record in imp.records:
         imp.trained(record.index).restore_tensors(imp.model)

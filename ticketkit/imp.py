@@ -1,5 +1,6 @@
 """Iterative magnitude pruning with rewinding: the loop."""
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -86,6 +87,7 @@ class IMP:
         seed: int = 0,
         plugins: Plugins | None = None,
     ):
+        _check_kinds(scope=scope, mask=mask, seed=seed)
         self.model = model
         self.scope = scope if isinstance(scope, Scope) else Scope.of(model, **(scope or {}))
         self.floor = floor
@@ -115,12 +117,13 @@ class IMP:
         self._records: list[RoundRecord] = []
         self._start_digest = start.digest
         self._seen: BaseException | None = None  # an error that observers know of
-        self._rewound: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Round]:
         with self.watched(), self._opened():
             self._emit("run_start", plan=self.plan, finished=len(self._records))
             while (index := len(self._records)) < len(self.plan):
+                if index not in self._masks:
+                    self._prune(index)
                 start = self._rewinder.begin(index)
                 started = time.monotonic()
                 with enforced(self.model, self._masks[index], lean=self._lean) as enforcement:
@@ -154,7 +157,7 @@ class IMP:
                     current.track(optimizer=optimizer)
                     train(self.model, optimizer)
                 if evaluate is not None:
-                    current.log(**evaluate(self.model))
+                    current.log(**_metrics(evaluate(self.model)))
         return self.tickets
 
     @contextmanager
@@ -192,7 +195,9 @@ class IMP:
         """Return the pruned ticket with the best metric; of equals, the sparsest. Raises `ConfigError` without any."""
         chosen = best_record(self._records, metric, mode)
         if chosen is None:
-            raise ConfigError(f"no pruned round has logged {metric!r}; finish a round after the dense one")
+            raise ConfigError(
+                f"no pruned round has logged {metric!r}; iterate over the rounds first, and log it after the dense one"
+            )
         return self._ticket(chosen)
 
     def extreme(self, metric: str, mode: Mode = "min", *, tolerance: float = 0.0) -> Ticket | None:
@@ -208,19 +213,16 @@ class IMP:
                 self._ledger.identify(self._identity())
                 self._rewinder.open()
                 self._read_rounds(self._ledger)
+            if self._records and (trained := self._rewinder.trained(len(self._records) - 1)):
+                trained.restore(self.model)  # where the last round ended, as if no time had passed
             yield
 
     def _read_rounds(self, ledger: Ledger) -> None:
-        """Catch up with the rounds in the directory: their masks, and the mask that follows from the last."""
+        """Catch up with the rounds in the directory."""
         fresh = ledger.records()[len(self._records) :]
         for record in fresh:
-            ticket = ledger.ticket(record)
-            self._masks = {record.index: ticket.mask}
-            self._rewound = ticket.facts.rewound
+            self._masks = {record.index: ledger.ticket(record).mask}
         self._records += fresh
-        if fresh and len(self._records) < len(self.plan):
-            ledger.trained(fresh[-1]).restore_tensors(self.model)
-            self._prune(fresh[-1].index)
 
     def _round(self, index: int, start: Start, enforcement: Enforcement) -> Round:
         return Round(
@@ -230,6 +232,7 @@ class IMP:
             enforcement,
             start,
             on_track=self._rewinder.track,
+            on_checkpoint=self._rewinder.settle,
             save=partial(self._ledger.keep_checkpoint, index) if self._ledger else None,
         )
 
@@ -245,29 +248,25 @@ class IMP:
             metrics=current.metrics,
             seconds=seconds,
             mask_digest=mask.digest,
+            rewound=self.rewind.rewound_parts(current.tracked or ()),
         )
-        self._rewound = self.rewind.rewound_parts(current.tracked or ())
         trained = self._rewinder.finish(current, enforcement)
         if self._ledger and trained:
             bare = Ticket(mask, facts=self._facts(record))
             record = self._ledger.commit(bare, trained, record)
             self._emit("ticket_saved", ticket=bare, path=self._ledger.ticket_path(record))
-        if current.index + 1 < len(self.plan):
-            self._prune(current.index)
         self._records.append(record)
         self._emit("round_end", record=record)
 
     def _prune(self, index: int) -> None:
-        """Note the mask that follows from the weights that the model has at the end of round `index`."""
-        initial = self._rewinder.origin.parameters()
+        """Note the mask of round `index`, which follows from the model as the round before it has left it."""
+        previous, initial = self._masks[index - 1], self._rewinder.origin.parameters()
         trained = self.scope.tensors(self.model)
-        decided = self._pruner.next_mask(
-            self._masks[index], self.plan[index + 1], weights=trained, initial=initial, index=index + 1
-        )
-        self._masks[index + 1] = agreed(decided)
-        self._emit("mask_ready", index=index + 1, mask=self._masks[index + 1], previous=self._masks[index])
+        decided = self._pruner.next_mask(previous, self.plan[index], weights=trained, initial=initial, index=index)
+        self._masks[index] = agreed(decided)
+        self._emit("mask_ready", index=index, mask=self._masks[index], previous=previous)
         if self._ledger:
-            del self._masks[index]
+            del self._masks[index - 1]
 
     def _ticket(self, record: RoundRecord) -> Ticket:
         if self._ledger and record.index not in self._masks:
@@ -292,7 +291,7 @@ class IMP:
             allocation=self._pruner.allocation.provenance,
             floor=dict(self.floor) if isinstance(self.floor, Mapping) else self.floor,
             rewind=str(self.rewind),
-            rewound=self._rewound,
+            rewound=record.rewound,
             metrics=record.metrics,
             parent=self._records[record.index - 1].mask_digest if record.index else None,
         )
@@ -311,3 +310,22 @@ class IMP:
             "start": self._start_digest,
             "seed": self.seed,
         }
+
+
+def _check_kinds(*, scope: object, mask: object, seed: object) -> None:
+    """Raise `ConfigError` for what a type checker would have refused."""
+    known = [name for name, p in inspect.signature(Scope.of).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if scope is not None and not isinstance(scope, Scope | Mapping):
+        raise ConfigError(f"scope must be a Scope or a mapping such as {{'include': [...]}}, not {scope!r}")
+    if isinstance(scope, Mapping) and (strange := sorted(set(scope) - set(known))):
+        raise ConfigError(f"scope takes {', '.join(known)}, not {', '.join(map(repr, strange))}")
+    if mask is not None and not isinstance(mask, Mask):
+        raise ConfigError(f"mask must be a Mask (of a ticket: ticket.mask), not a {type(mask).__name__}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
+
+
+def _metrics(measured: object) -> Mapping[str, float]:
+    if not isinstance(measured, Mapping):
+        raise ConfigError(f"evaluate(model) must return a mapping from names to numbers, not {measured!r}")
+    return measured

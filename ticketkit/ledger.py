@@ -46,6 +46,10 @@ class RoundRecord(BaseModel):
     mask_digest: str
     ticket_file: str | None = None
     trained_file: str | None = None
+    snapshots: dict[str, str] = {}
+    """SHA-256 of the files of the run that later rounds go back to."""
+    rewound: tuple[str, ...] = ()
+    """The parts of the contract that go back before each pruned round."""
     parent: str | None = None
     """The digest of the record before this one."""
     digest: str | None = None
@@ -119,6 +123,11 @@ class Ledger:
             write_text_atomically(path, canonical_json(wanted))
             return
         found = _read_json(path)
+        if found != wanted and not [*self._round_files("record.json"), *self._round_files(CHECKPOINT)]:
+            for name in (REWIND, INIT):  # nothing was trained here yet that other settings could spoil
+                (self.directory / name).unlink(missing_ok=True)
+            write_text_atomically(path, canonical_json(wanted))
+            return
         differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
         if differing:
             lines = [f"{key}: there {_short(found.get(key))}, here {_short(wanted.get(key))}" for key in differing]
@@ -155,11 +164,16 @@ class Ledger:
             except (OSError, ValidationError) as error:
                 faults = error.error_count() if isinstance(error, ValidationError) else error
                 raise StorageError(f"{path} is damaged ({faults} faults); {again}") from error
-            if not record.is_intact_after(records[-1].digest if records else None):
+            if record.index != len(records) or not record.is_intact_after(records[-1].digest if records else None):
                 raise StorageError(
                     f"{path} is not the record that round {len(records)} wrote after the one before it; {again}"
                 )
             records.append(record)
+        if beyond := [path for path in self._round_files("record.json") if int(path.parent.name) > len(records)]:
+            raise StorageError(
+                f"{self._round(len(records))} has vanished, but {beyond[0].parent} is there; restore it, or delete the "
+                "later rounds to train them again"
+            )
         return records
 
     def commit(self, ticket: Ticket, trained: Snapshot, record: RoundRecord) -> RoundRecord:
@@ -171,7 +185,10 @@ class Ledger:
         ticket.save(folder / TICKET)
         trained.save(folder / TRAINED)
         files = {"ticket_file": file_digest(folder / TICKET), "trained_file": file_digest(folder / TRAINED)}
-        complete = record.model_copy(update=files).sealed(before[-1].digest if before else None)
+        snapshots = {name: file_digest(path) for name in (INIT, REWIND) if (path := self.directory / name).exists()}
+        complete = record.model_copy(update={**files, "snapshots": snapshots}).sealed(
+            before[-1].digest if before else None
+        )
         write_text_atomically(folder / "record.json", complete.model_dump_json(indent=1))
         (folder / CHECKPOINT).unlink(missing_ok=True)
         return complete
@@ -198,6 +215,19 @@ class Ledger:
                 "later rounds to train them again"
             )
         return path
+
+    def check_snapshots(self) -> None:
+        """Raise `StorageError` if a snapshot is not the one that the last finished round saw."""
+        records = self.records()
+        for name, digest in records[-1].snapshots.items() if records else ():
+            path = self.directory / name
+            if not path.exists():
+                raise StorageError(f"{path} has vanished; later rounds go back to it, so start the run anew elsewhere")
+            if file_digest(path) != digest:
+                raise StorageError(f"{path} is not the file that this run wrote; restore it, or start anew elsewhere")
+
+    def _round_files(self, name: str) -> list[Path]:
+        return sorted(self.directory.glob(f"rounds/*/{name}"))
 
     def _round(self, index: int) -> Path:
         return self.directory / "rounds" / f"{index:03d}"

@@ -65,6 +65,7 @@ class Probe:
             raise ConfigError("batches= and loss= go together: a callable that returns batches, one of model and batch")
         if batches is None or loss is None:
             return None
+        cls(model, batches, loss, shapes, 0)  # raises at once what would raise after hours
         return lambda seed: cls(model, batches, loss, shapes, seed)
 
     def per_batch(

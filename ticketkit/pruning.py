@@ -132,14 +132,15 @@ class Pruner:
     def _chosen(self, scores: Mapping[str, torch.Tensor], mask: Mask, keep: int, floors: Mapping[str, int]) -> Mask:
         capacities = self.pattern.capacities(mask)
         counts = self.allocation.call(self.pattern.shapes, keep, floors=floors, capacities=capacities)
-        return self.pattern.select(scores, mask, counts, {} if isinstance(counts, Mapping) else floors)
+        least = {name: min(floor, capacities[name]) for name, floor in floors.items()}
+        return self.pattern.select(scores, mask, counts, least)
 
 
 def _warn_if_idle(counts: Sequence[int]) -> None:
     if idle := [index for index, (before, after) in enumerate(pairwise(counts), start=1) if before == after]:
         warnings.warn(
-            f"rounds {idle} prune nothing: so few weights are in scope that the plan stands still at {counts}; "
-            "choose fewer rounds or a higher rate",
+            f"rounds {idle} prune nothing: the plan stands still at {counts}. Unless the schedule means that, so few "
+            "weights are in scope that the steps vanish: choose fewer rounds or a higher rate",
             NoEffectWarning,
             stacklevel=4,
         )

@@ -71,6 +71,8 @@ class Rewind(BaseModel):
         """
         if isinstance(spec, Rewind):
             return spec
+        if not isinstance(spec, str | Mapping):
+            raise ConfigError(f"rewind must be a policy such as 'init' or a mapping with its name, not {spec!r}")
         if isinstance(spec, str):
             name, colon, number = spec.partition(":")
             if colon and (name not in ("step", "epoch") or not number.isdigit()):

@@ -23,7 +23,7 @@ from ticketkit.rng import derived_seed
 from ticketkit.round import Round, Start
 from ticketkit.scope import Scope
 from ticketkit.snapshot import Snapshot
-from ticketkit.state import Stateful
+from ticketkit.state import Stateful, copied
 
 
 @dataclass
@@ -43,14 +43,17 @@ class Rewinder:
         self._captured: Snapshot | None = None
         self._last: Snapshot | None = None
         self._flags: dict[nn.Module, bool] = {}
+        self._trainable: dict[nn.Parameter, bool] = {}
+        self._unsettled: Mapping[str, Stateful] | None = None
         if self._reinitialises and self.initialise is None:
             check_reinitialisable(self.model)
 
     def open(self) -> None:
         """Take over the snapshots that earlier processes left in the run directory."""
         if self.ledger:
-            self._initial = self._initial or self.ledger.snapshot(INIT)
-            self._captured = self._captured or self.ledger.snapshot(REWIND)
+            self.ledger.check_snapshots()
+            self._initial = self.ledger.snapshot(INIT)
+            self._captured = self.ledger.snapshot(REWIND)
 
     @property
     def origin(self) -> Snapshot:
@@ -64,17 +67,20 @@ class Rewinder:
     def begin(self, index: int) -> Start:
         """Put the model where round `index` starts, and return what its loop may need to know of that.
 
-        Every module's training flag goes back too: an evaluation that left the model in eval mode must not switch
-        dropout off in the next round.
+        Every module's training flag and every parameter's `requires_grad` go back too: an evaluation that left the
+        model in eval mode must not switch dropout off in the next round, nor a layer that was frozen stay so.
         """
         self._flags = self._flags or {module: module.training for module in self.model.modules()}
+        self._trainable = self._trainable or {p: p.requires_grad for p in self.model.parameters()}
         for module, flag in self._flags.items():
             module.training = flag
+        for parameter, trainable in self._trainable.items():
+            parameter.requires_grad_(trainable)
         checkpoint = self.ledger.checkpoint(index) if self.ledger else None
         if index == 0:
-            self._begin_first()
+            self._begin_first(checkpoint)
             return Start(checkpoint=checkpoint)
-        carried = self._trained(index - 1) if self._carries(()) else None
+        carried = self.trained(index - 1) if self._carries(()) else None
         if carried is not None:
             carried.restore(self.model)
         goal = replace(self.origin, tensors=self._reinitialised(index)) if self._reinitialises else self.origin
@@ -84,23 +90,44 @@ class Rewinder:
         return Start((self._capture_step or 0) if self.policy.rewinds("weights") else 0, training, checkpoint)
 
     def watch(self, current: Round, enforcement: Enforcement) -> None:
-        """In the first round, capture the network at the optimizer step that later rounds go back to."""
-        if current.index == 0 and self._capture_step is not None and self._captured is None:
+        """In the first round, capture the network at the optimizer step that later rounds go back to.
 
-            def capture(step: int) -> None:
-                if step == self._capture_step:
-                    self._captured = self._kept(Snapshot.capture(self.model, current.tracked), REWIND)
+        The network and the generators are captured when the step is taken; what the loop tracks, when the next step
+        begins: a scheduler, a scaler and an average are updated in between.
+        """
+        if current.index:
+            return
 
-            enforcement.on_step = capture
+        def after(step: int) -> None:
+            if step == 1:
+                self.policy.check_parts(current.tracked or ())
+            if step == self._capture_step and self._captured is None:
+                self._captured = Snapshot.capture(self.model)
+                self._unsettled = current.tracked or {}
+
+        enforcement.on_step = after
+        enforcement.before_step = self.settle
+
+    def settle(self) -> None:
+        """Complete a capture with the states of tracked objects, which belong to the step that was taken last."""
+        if self._unsettled is not None and self._captured is not None:
+            for name, thing in self._unsettled.items():
+                self._captured = self._captured.with_training(name, thing)
+            self._captured, self._unsettled = self._kept(self._captured, REWIND), None
 
     def track(self, name: str, thing: Stateful) -> None:
-        """Note the state of something that the loop of the first round tracks, as it is before that round."""
-        if self._capture_step is None and self.policy.rewinds(name) and self._initial is not None:
+        """Note what the loop of the first round tracks, as it is before that round; in a second try, put it back."""
+        if self._initial is None:
+            return
+        if name in self._initial.training:
+            thing.load_state_dict(copied(self._initial.training[name]))
+        else:
             self._initial = self._kept(self._initial.with_training(name, thing), INIT)
 
     def finish(self, current: Round, enforcement: Enforcement) -> Snapshot | None:
         """Return the network at the end of a round if anything needs it; raise if the round never got to step k."""
         tracked = current.tracked or {}
+        self.settle()
         if current.index == 0:
             self.policy.check_parts(tracked)
             if self._capture_step is not None and self._captured is None:
@@ -125,7 +152,10 @@ class Rewinder:
         before = self.ledger.trained(self.ledger.records()[index - 1]).tensors
         return {key: tensor if self._goes_back(key) else before[key] for key, tensor in tensors.items()}
 
-    def _begin_first(self) -> None:
+    def _begin_first(self, checkpoint: Snapshot | None) -> None:
+        """Put the model to its first state; what an earlier try captured counts only if this one goes on from it."""
+        if checkpoint is None:
+            self._captured = self._unsettled = None
         if self._initial is not None:
             self._initial.restore(self.model)
             return
@@ -140,12 +170,9 @@ class Rewinder:
         self.ledger.keep_snapshot(snapshot, name)
         return self.ledger.snapshot(name) or snapshot
 
-    def _trained(self, index: int) -> Snapshot:
-        if self.ledger is not None:
-            return self.ledger.trained(self.ledger.records()[index])
-        if self._last is None:
-            raise StorageError(f"the network at the end of round {index} is gone; give IMP a run_dir to keep it")
-        return self._last
+    def trained(self, index: int) -> Snapshot | None:
+        """Return the network at the end of the last round, if it was kept."""
+        return self.ledger.trained(self.ledger.records()[index]) if self.ledger else self._last
 
     def _reinitialised(self, index: int) -> Mapping[str, torch.Tensor]:
         """Return the fresh initial weights of a round; the model is left as it was."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from ticketkit.enforce import Enforcement
 from ticketkit.errors import ConfigError, NoEffectWarning
@@ -15,6 +16,7 @@ from ticketkit.rewind import PARTS
 from ticketkit.snapshot import Snapshot
 from ticketkit.state import Stateful, copied
 
+AVERAGES = ("ema", "swa", "average")  # what a tracked module is called if it is an average of the network
 PROGRESS = "round"  # the name under which a checkpoint holds the round's own counters
 
 
@@ -43,6 +45,7 @@ class Round:
         start: Start,
         *,
         on_track: Callable[[str, Stateful], object],
+        on_checkpoint: Callable[[], object],
         save: Callable[[Snapshot], None] | None,
     ):
         self.index = index
@@ -53,6 +56,7 @@ class Round:
         self._enforcement = enforcement
         self._start = start
         self._on_track = on_track
+        self._on_checkpoint = on_checkpoint
         self._save = save
 
     @property
@@ -65,7 +69,10 @@ class Round:
         for name, value in metrics.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"metric {name!r} must be a number, not {value!r}; use .item() on a tensor")
-            self.metrics[name] = float(value)
+            try:
+                self.metrics[name] = float(value)
+            except OverflowError as error:
+                raise ConfigError(f"metric {name!r} is a whole number too large for a float") from error
 
     def check_optimizer(self, *optimizers: Optimizer) -> None:
         """Raise `ScopeError` unless the optimizers together hold every trainable parameter in scope."""
@@ -78,7 +85,8 @@ class Round:
         and `load_state_dict`. Call it once a round, after building these objects and before the first step. Each gets
         the state that the rewind policy gives it. In a round that an earlier process was killed in, they, the model and
         the random generators get the state of the last `checkpoint`. The returned step is 0 for a fresh start, the step
-        given to that checkpoint, or the k of `rewind="step:k"`. An averaged model (an `nn.Module`) is masked too.
+        given to that checkpoint, or the k of `rewind="step:k"`. An `AveragedModel`, or a module that is tracked as
+        `ema`, `swa` or `average`, is masked with the network. Track the same objects in every round.
 
             start = round.track(optimizer=optimizer, scheduler=scheduler)
             for step in range(start, steps):
@@ -94,11 +102,11 @@ class Round:
         for name, thing in objects.items():
             if checkpoint is None and self.index == 0:
                 self._on_track(name, thing)
-            elif checkpoint is None and name in self._start.training:
-                thing.load_state_dict(copied(self._start.training[name]))
+            elif checkpoint is None:
+                self._go_back(name, thing)
         step = self._start.step if checkpoint is None else self._continue(checkpoint, objects)
-        for thing in objects.values():
-            if isinstance(thing, nn.Module):
+        for name, thing in objects.items():
+            if isinstance(thing, AveragedModel) or (isinstance(thing, nn.Module) and name.startswith(AVERAGES)):
                 self._enforcement.hold_average(thing)
         return step
 
@@ -109,6 +117,7 @@ class Round:
         """
         if self.tracked is None:
             raise ConfigError("call round.track(optimizer=..., ...) first: it restores what checkpoint() saves")
+        self._on_checkpoint()
         if self._save is None:
             warnings.warn(
                 "round.checkpoint() saves nothing without a run directory; give IMP a run_dir",
@@ -118,6 +127,14 @@ class Round:
             return
         counters = {"step": step, "optimizer_steps": self._enforcement.steps, "metrics": self.metrics}
         self._save(Snapshot.capture(self.model, {**self.tracked, PROGRESS: _Counters(counters)}))
+
+    def _go_back(self, name: str, thing: Stateful) -> None:
+        if name not in self._start.training:
+            raise ConfigError(
+                f"round.track({name}=...) in round {self.index}, but an earlier round did not track it, so there is no "
+                "state to give it; track the same objects in every round, the first one included"
+            )
+        thing.load_state_dict(copied(self._start.training[name]))
 
     def _continue(self, checkpoint: Snapshot, objects: Mapping[str, Stateful]) -> int:
         """Put model, objects and generators to the middle of the round; return the step that it stands at."""

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ticketkit.errors import ScopeError, StorageError
 from ticketkit.mask import shape_differences
@@ -36,7 +37,10 @@ class Snapshot:
     @classmethod
     def capture(cls, model: nn.Module, tracked: Mapping[str, Stateful] | None = None) -> Self:
         """Return a snapshot that shares no memory with the model or the tracked objects."""
-        tensors = {key: tensor.detach().cpu().clone() for key, tensor in state_tensors(model).items()}
+        live = state_tensors(model)
+        if lazy := [key.partition("/")[2] for key, tensor in live.items() if is_lazy(tensor)]:
+            raise ScopeError(f"{', '.join(lazy)}: not initialised yet; run the model once on a batch first")
+        tensors = {key: tensor.detach().cpu().clone() for key, tensor in live.items()}
         training = {name: copied(thing.state_dict()) for name, thing in (tracked or {}).items()}
         return cls(tensors, RngState.capture(), training)
 

@@ -44,22 +44,26 @@ def copied(state: Any) -> Any:
 def flattened(state: Any, path: str, tensors: Tensors) -> Any:
     """Return a state as JSON; its tensors are put into `tensors`, not copied, under keys that begin with `path`.
 
+    Mappings of any kind come back as dicts, in their order.
+
     Raises `StorageError` naming the place of anything that cannot be written, such as a function.
 
     >>> tensors = {}
     >>> flattened({"step": torch.tensor(3.0), "betas": (0.9, 0.95)}, "adam", tensors)
-    ['d', [['step', ['t', 'adam.step']], ['betas', ['u', [0.9, 0.95]]]]]
+    ['d', [['step', ['t', 'adam.step#0']], ['betas', ['u', [0.9, 0.95]]]]]
     """
     if state is None or isinstance(state, bool | int | str):
         return state
     if isinstance(state, float):
         return state if np.isfinite(state) else ["f", repr(float(state))]
     if isinstance(state, torch.Tensor):
-        tensors[path] = state.detach().cpu().contiguous()
-        return ["t", path]
+        key = f"{path}#{len(tensors)}"  # numbered: the paths of {"a.b": x} and {"a": {"b": y}} are spelled alike
+        tensors[key] = state.detach().cpu().contiguous()
+        return ["t", key]
     if isinstance(state, np.ndarray) and state.dtype.kind in "biuf":
-        tensors[path] = torch.from_numpy(np.ascontiguousarray(state))
-        return ["n", path]
+        key = f"{path}#{len(tensors)}"
+        tensors[key] = torch.from_numpy(np.array(state, order="C"))
+        return ["n", key]
     if isinstance(state, np.generic) and state.dtype.kind in "biuf":
         return ["g", state.dtype.str, state.tobytes().hex()]
     if isinstance(state, bytes):

@@ -16,7 +16,7 @@ class ObdOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=8, strict=True, ge=1)
-    """Random directions; each takes one pass over the batches. The error falls as 1 / √samples."""
+    """Random directions; each takes one pass over the batches. The error falls as 1 / √samples: see the README."""
     clamp: bool = False
     """Whether a weight along which the loss curves downwards scores 0, as along a flat direction."""
     training: bool = False

@@ -57,7 +57,7 @@ class TensorBoard:
     def __init__(self, directory: str | Path | None = None):
         self._directory = directory
         self._run: _Run | None = None
-        self._masks: dict[int, str] = {}  # a run that goes on computes its mask before it says that it starts
+        self._masks: dict[int, str] = {}  # of the round that starts next and the one before
 
     @ticketkit.hookimpl
     def ticketkit_run_start(self, plan: Sequence[int], finished: int) -> None:
@@ -96,11 +96,9 @@ class TensorBoard:
 
     @ticketkit.hookimpl
     def ticketkit_round_end(self, record: ticketkit.RoundRecord) -> None:
-        """Write a round and note the mask of the next."""
+        """Write a round."""
         if self._run is not None:
             self._run.write(record)
-            if self._masks.get(record.index) == record.mask_digest:
-                self._run.note(self._masks)
 
     @ticketkit.hookimpl
     def ticketkit_run_end(self, records: Sequence[ticketkit.RoundRecord]) -> None:

@@ -310,6 +310,21 @@ def test_heads_are_the_same_in_a_wrapped_network(plugins: ticketkit.Plugins) -> 
         assert pattern_of(plugins, wrapped, ticketkit.Scope.of(wrapped)).spaces == plain.spaces
 
 
+def test_tied_projections_are_counted_once_and_kept_while_all_their_heads_are(plugins: ticketkit.Plugins) -> None:
+    model = nn.ModuleDict({"one": Attention(2, 2, 1, 1), "two": Attention(2, 2, 1, 1)})
+    model.one.k_proj.weight = model.one.q_proj.weight
+    model.two.v_proj.weight = model.one.v_proj.weight
+    scope = ticketkit.Scope.of(model)
+    pattern = pattern_of(plugins, model, scope)
+    assert pattern.shapes == {"one.heads": (2, 15), "two.heads": (2, 15)}
+    scores = {name: torch.tensor([[2.0], [1.0]]).expand(2, 5) for name in scope.shapes}
+    scores["one.out_proj.weight"] = scores["two.out_proj.weight"] = torch.tensor([2.0, 1.0]).expand(5, 2)
+    mask = pattern.select(scores, scope.ones(), scope.total - 1)
+    assert kept_heads(mask["two.out_proj.weight"], 2) == [0]
+    assert kept_runs(mask["one.v_proj.weight"], 2) == [0]
+    assert kept_heads(mask["one.out_proj.weight"], 2) == kept_runs(mask["one.q_proj.weight"], 2) == [0, 1]
+
+
 def test_layers_may_be_called_anything(plugins: ticketkit.Plugins) -> None:
     model = Attention(2, 2, 3, 3, names=("a", "b", "c", "d"))
     del model.num_heads

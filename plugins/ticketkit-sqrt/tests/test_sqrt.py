@@ -122,7 +122,7 @@ def allocated(plugins: ticketkit.Plugins, budget: tuple[list[int], list[int], li
 
 @SAME_PLUGINS
 @given(budgets())
-@example(([2, 18], [0, 0], [2, 18], 1))  # √18 / 3 = √2 / 1: a tie, in no finite number of digits
+@example(([2, 18], [0, 0], [2, 18], 2))  # √18 / 3 = √2 / 1: a tie, in no finite number of digits
 @example(([18, 2], [0, 0], [18, 2], 2))
 @example(([18, 50, 2], [0, 0, 0], [18, 50, 2], 7))
 @example(([0, 0], [0, 0], [0, 0], 0))

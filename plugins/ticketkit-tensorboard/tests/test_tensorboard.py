@@ -243,6 +243,10 @@ class KilledBefore:
             raise Killed
 
     @ticketkit.hookimpl(tryfirst=True)
+    def ticketkit_round_start(self) -> None:
+        self._seen("round_start")
+
+    @ticketkit.hookimpl(tryfirst=True)
     def ticketkit_ticket_saved(self) -> None:
         self._seen("ticket_saved")
 
@@ -255,18 +259,33 @@ class KilledBefore:
         self._seen("run_end")
 
 
-@pytest.mark.parametrize("event", ["ticket_saved", "round_end", "run_end"])
+@pytest.mark.parametrize(
+    ("event", "times"), [("round_start", 3), ("ticket_saved", 2), ("round_end", 2), ("round_end", 4), ("run_end", 1)]
+)
 def test_a_round_that_was_saved_but_not_written_is_written_in_order_at_the_end(
-    event: str, plugins: Discover, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    event: str, times: int, plugins: Discover, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "tb"))
     training, watched = Training(), plugins()
-    watched.watch(KilledBefore(event, 1 if event == "run_end" else 2))
+    watched.watch(KilledBefore(event, times))
     with pytest.raises(Killed):
         training.run(training.imp(watched, run_dir=tmp_path / "run"))
     imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
     assert folders(tmp_path / "tb") == ["run-001"]
     check_complete(tmp_path / "tb" / "run-001", imp)
+
+
+def test_a_run_killed_before_it_had_a_mask_of_its_own_goes_on_in_a_new_folder_and_is_complete_there(
+    plugins: Discover, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "tb"))
+    training, watched = Training(), plugins()
+    watched.watch(KilledBefore("round_end", 1))
+    with pytest.raises(Killed):
+        training.run(training.imp(watched, run_dir=tmp_path / "run"))
+    imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
+    assert folders(tmp_path / "tb") == ["run-001", "run-002"]
+    check_complete(tmp_path / "tb" / "run-002", imp)
 
 
 def test_going_through_a_finished_run_again_adds_nothing(

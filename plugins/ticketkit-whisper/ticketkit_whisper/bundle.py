@@ -17,6 +17,7 @@ from ticketkit_whisper.text import END, PAD, START, Characters
 
 _POSITIONS_A_SECOND = 50  # a frame every 10 ms, halved by the encoder's second convolution
 _IGNORED = -100
+_WRITTEN = "ticketkit_characters"  # ours in config.json: two alphabets of one size are told apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +116,7 @@ def build_whisper(*, options: WhisperOptions) -> WhisperBundle:
 def _settings(sizes: WhisperSizes, characters: Characters) -> dict[str, Any]:
     """Return the settings of a `WhisperConfig`."""
     return {
-        "vocab_size": characters.size,
-        "pad_token_id": PAD,
-        "bos_token_id": START,
-        "decoder_start_token_id": START,
-        "eos_token_id": END,
-        "begin_suppress_tokens": None,
+        **_labels(characters),
         "d_model": sizes.width,
         "encoder_layers": sizes.encoder_layers,
         "decoder_layers": sizes.decoder_layers,
@@ -132,6 +128,20 @@ def _settings(sizes: WhisperSizes, characters: Characters) -> dict[str, Any]:
         "max_source_positions": sizes.seconds * _POSITIONS_A_SECOND,
         "max_target_positions": sizes.labels,
         "dropout": sizes.dropout,
+    }
+
+
+def _labels(characters: Characters) -> dict[str, Any]:
+    """Return those settings of a `WhisperConfig` that say what its labels are."""
+    return {
+        _WRITTEN: characters.written,
+        "vocab_size": characters.size,
+        "pad_token_id": PAD,
+        "bos_token_id": START,
+        "decoder_start_token_id": START,
+        "eos_token_id": END,
+        "suppress_tokens": None,
+        "begin_suppress_tokens": None,
     }
 
 
@@ -148,24 +158,26 @@ def _from_folder(options: WhisperOptions, characters: Characters, library: Any) 
         ) from error
     if kind != "whisper":
         raise DataError(f"backbone 'whisper': path {path} holds a network of the kind {kind!r}; 'whisper' is needed")
-    changes: dict[str, Any] = {}
-    if vocabulary != characters.size:
-        if not options.new_labels:
-            raise DataError(
-                f"backbone 'whisper': the network in {path} has {vocabulary} labels, the option characters gives "
-                f"{characters.size}; give the characters it was trained on, or set new_labels: true to learn a new table"
-            )
-        ours = _settings(WhisperSizes(), characters)
-        changes = {key: ours[key] for key in ours if key.endswith(("_token_id", "vocab_size", "suppress_tokens"))}
+    relabelled = vocabulary != characters.size or stored.get(_WRITTEN, characters.written) != characters.written
+    if relabelled and not options.new_labels:
+        raise DataError(
+            f"backbone 'whisper': the network in {path} has {vocabulary} labels (characters {stored.get(_WRITTEN)!r}), "
+            f"the option characters gives {characters.size} ({characters.written!r}); give the characters it was "
+            "trained on, or set new_labels: true to learn a new table"
+        )
     try:
-        return library.WhisperForConditionalGeneration.from_pretrained(
+        module = library.WhisperForConditionalGeneration.from_pretrained(
             str(path),
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
             attn_implementation="eager",
-            ignore_mismatched_sizes=bool(changes),
-            **changes,
+            ignore_mismatched_sizes=relabelled,
+            **(_labels(characters) if relabelled else {}),
         ).train()
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"backbone 'whisper': the network in {path} cannot be loaded: {error}") from error
+    if relabelled:
+        with torch.no_grad():
+            module.get_input_embeddings().weight.normal_(0.0, module.config.init_std)
+    return module

@@ -32,8 +32,8 @@ class Seq2SeqTrainer:
     def train(self, progress: Callable[[Progress], None]) -> Mapping[str, float]:
         """Train from the module's present weights; leave the best epoch's in it; return that epoch's dev metrics.
 
-        Best is the lowest dev WER, then the lowest dev loss, then the earliest. Raises `RunError` naming epoch and batch
-        when a loss or its gradient is not finite.
+        Best is the lowest dev WER, then the lowest dev loss, then the earliest. Raises `RunError` naming epoch and
+        batch when a loss or its gradient is not finite.
         """
         options, module = self._options, self._bundle.module
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
