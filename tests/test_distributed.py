@@ -11,6 +11,7 @@ from ticketkit import Mask
 from ticketkit.distributed import agreed
 
 RANK = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -52,7 +53,9 @@ dist.all_gather_object(digests, [ticket.mask.digest for ticket in imp.tickets])
 assert all(other == digests[0] for other in digests), digests
 assert len(set(digests[0])) == 3
 print("agreed", flush=True)
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads may outlive the group and abort an ordinary exit
 """
 
 

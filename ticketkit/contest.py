@@ -68,7 +68,8 @@ class Contest:
         """Return the mask of the best units of each space within its own count, none if not even the best one fits.
 
         A space with a floor has its count raised to the whole units that the floor takes. If that exceeds the sum of
-        the counts, the units chosen so far are ranked jointly, those of the floors first.
+        the counts, the units chosen so far are ranked jointly, those of the floors first; if no space's count is enough
+        for a unit, all units are.
         """
         spans = self.members.spans
         budgets = {space: whole_number(keep[space], f"keep[{space!r}]") for space in spans}
@@ -242,13 +243,3 @@ def _check_range(sizes: Array, keep: int, what: str) -> None:
     left = int(sizes[-1]) if len(sizes) else 0
     if not 0 <= keep <= left:
         raise BudgetError(f"cannot keep {keep} weights: {what} has {left} left; choose a count from 0 to {left}")
-
-
-def _no_space_fits(sizes: Mapping[str, Array], budgets: Counts) -> BudgetError:
-    listed = [f"of {s!r} {_least(sizes[s])} with a count of {count}" for s, count in budgets.items() if count]
-    more = f", and {len(listed) - 4} more" if len(listed) > 4 else ""
-    return BudgetError(
-        f"cannot keep {sum(budgets.values())} weights: units stay or go whole, and no space's best one fits its count "
-        f"({', '.join(listed[:4])}{more}); keep more, choose a finer granularity, or allocation 'global'; "
-        "a weight of several units needs them all"
-    )
