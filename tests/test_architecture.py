@@ -40,6 +40,7 @@ ORDER = [
     "round",
     "rewinder",
     "analysis",
+    "dead",
     "comparison",
     "connectivity",
     "paths",

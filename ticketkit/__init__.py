@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
     from ticketkit.adopt import mask_from_tensors, mask_from_torch_prune, mask_from_zeros
     from ticketkit.allocation import Allocator, apportion
-    from ticketkit.analysis import dead_units
     from ticketkit.comparison import nestedness, overlap, sign_agreement
     from ticketkit.connectivity import instability, linear_path
     from ticketkit.controls import random_ticket, reinitialised_ticket, shuffled
     from ticketkit.criterion import Criterion, ElementwiseScores, ScoreInputs
+    from ticketkit.dead import dead_units
     from ticketkit.enforce import enforced
     from ticketkit.errors import (
         BudgetError,
@@ -56,7 +56,7 @@ _HOME_OF = {
     "Tensor": "torch",
     **dict.fromkeys(("mask_from_tensors", "mask_from_torch_prune", "mask_from_zeros"), "ticketkit.adopt"),
     **dict.fromkeys(("Allocator", "apportion"), "ticketkit.allocation"),
-    "dead_units": "ticketkit.analysis",
+    "dead_units": "ticketkit.dead",
     **dict.fromkeys(("nestedness", "overlap", "sign_agreement"), "ticketkit.comparison"),
     **dict.fromkeys(("instability", "linear_path"), "ticketkit.connectivity"),
     **dict.fromkeys(("random_ticket", "reinitialised_ticket", "shuffled"), "ticketkit.controls"),

@@ -113,7 +113,7 @@ def report(directories: Annotated[list[Path], typer.Argument(help="run directori
 @app.command()
 def inspect(ticket: TicketFile) -> None:
     """Show what a ticket holds: where it came from, what it keeps, layer by layer."""
-    from ticketkit.analysis import dead_units
+    from ticketkit.dead import dead_units
     from ticketkit.ticket import Ticket
 
     loaded = Ticket.load(ticket)
