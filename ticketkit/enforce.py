@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
@@ -25,6 +27,11 @@ from ticketkit.names import named_parameters
 from ticketkit.scope import masked_parameters
 
 INTEGER_OF_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+CHUNK = 1 << 16  # weights whose mask is spelled out at a time by the lean way; a multiple of 8
+
+# For each byte of a packed mask, the integers of its eight weights, by their width in bytes.
+KEPT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+SPELLED = {width: np.negative(KEPT.astype(f"i{width}")) for width in INTEGER_OF_WIDTH}
 
 
 @contextmanager
@@ -33,7 +40,7 @@ def enforced(model: nn.Module, mask: Mask, *, lean: bool = False) -> Iterator["E
 
     Works with any `torch.optim.Optimizer`, created before or inside the block, any loop, any number of optimizers;
     kept weights are bit-equal at entry. On exit every hook is gone and the weights stay as they are. `lean` holds the
-    mask in a byte a weight instead of a weight's own size; a step then takes longer.
+    mask in a bit a weight (on a GPU, a byte) instead of a weight's own size; a step then takes longer.
     Raises `ScopeError` when the model lacks a masked parameter or has it in another shape, and when an optimizer steps
     over tensors without gradients while the model's have some (it was built for another copy of the model).
 
@@ -238,12 +245,14 @@ class _Keep:
 
     def _for(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         if (device, dtype) not in self._integers:
-            self._integers[device, dtype] = self._mask[self._name].to(device=device, dtype=dtype).neg_()
+            shape = self._mask.shapes[self._name]
+            integers = _integers(self._mask.bits(self._name), prod(shape), dtype.itemsize)
+            self._integers[device, dtype] = torch.from_numpy(integers).reshape(shape).to(device)
         return self._integers[device, dtype]
 
 
 class _LeanKeep:
-    """The mask of one parameter in a byte a weight: a quarter of the memory for float32, several times the time."""
+    """The mask of one parameter in a bit a weight, spelled out chunk by chunk; elsewhere than on a CPU, in a byte."""
 
     def __init__(self, mask: Mask, name: str):
         self._mask = mask
@@ -252,9 +261,22 @@ class _LeanKeep:
 
     def clear_pruned(self, tensor: torch.Tensor) -> None:
         """Set the pruned entries of a tensor shaped like the parameter to +0.0."""
+        if tensor.device.type == "cpu" and tensor.is_contiguous():
+            width = tensor.element_size()
+            values = tensor.detach().view(INTEGER_OF_WIDTH[width]).reshape(-1).numpy()
+            packed = self._mask.bits(self._name)
+            for start in range(0, len(values), CHUNK):
+                chunk = values[start : start + CHUNK]
+                chunk &= _integers(packed[start // 8 : (start + CHUNK) // 8], len(chunk), width)
+            return
         if tensor.device not in self._pruned:
             self._pruned[tensor.device] = self._mask[self._name].logical_not_().to(tensor.device)
         tensor.detach().masked_fill_(self._pruned[tensor.device], 0.0)
+
+
+def _integers(packed: bytes, size: int, width: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an integer of `width` bytes for each of the first `size` weights: -1 where kept, 0 where pruned."""
+    return np.take(SPELLED[width], np.frombuffer(packed, np.uint8), axis=0).reshape(-1)[:size]
 
 
 def _on_gradient(parameter: nn.Parameter, hook: Callable[[torch.Tensor], None]) -> Any:

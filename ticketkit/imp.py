@@ -58,7 +58,7 @@ class IMP:
     fresh weights for `"reinit"` where modules' own initialisers would not do. `seed`: of all that is drawn.
 
     `run_dir`: a directory where every round is committed; a run that was interrupted goes on there, with the round it
-    was in, to the same bits. `lean`: hold masks in a byte a weight.
+    was in, to the same bits. `lean`: hold masks in a bit a weight.
 
     Raises `ConfigError`, `ScopeError` or `BudgetError` at once for settings that cannot work.
     """
