@@ -606,7 +606,6 @@ def test_a_finished_run_leaves_the_model_as_its_last_round_did(tmp_path: Path) -
 
 def test_a_pruning_that_failed_is_tried_again_from_the_trained_network(tmp_path: Path) -> None:
     for run_dir in (None, tmp_path / "run"):
-        expected = finished(go_on(new_run(None, rewind="none", rounds=2)), tmp_path)[:1]
         failures = [True]
 
         def flaky(inputs: ScoreInputs, failures: list[bool] = failures) -> dict[str, torch.Tensor]:
@@ -623,7 +622,6 @@ def test_a_pruning_that_failed_is_tried_again_from_the_trained_network(tmp_path:
         go_on(imp)
         reference = go_on(new_run(None, rewind="none", rounds=2))
         assert [ticket.mask for ticket in imp.tickets] == [ticket.mask for ticket in reference.tickets]
-        assert expected
 
 
 @pytest.mark.parametrize(

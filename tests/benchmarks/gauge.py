@@ -10,6 +10,7 @@ takes longer, and the kernel adds pages up in small batches.
 
 import ctypes
 import os
+import time
 from collections.abc import Callable
 from mmap import ACCESS_READ, mmap
 from multiprocessing.connection import Connection
@@ -91,11 +92,13 @@ def _work(pipe: Connection, job: Callable[..., None], arguments: tuple[Any, ...]
 
 
 def fill(gauge: Gauge, size: int, mapped: str | None = None) -> None:
-    """Write `size` bytes of memory and free them, or read a file of that size: what the gauge itself is tested with."""
+    """Write and hold `size` bytes of memory, or read a file of that size: what the gauge itself is tested with."""
     gauge.zero()
     with gauge:
         if mapped is None:
-            bytearray(b"x") * size
+            held = bytearray(b"x") * size
+            time.sleep(0.2)  # until a parent on a busy machine has had its turn to look
+            del held
         else:
             with Path(mapped).open("rb") as file, mmap(file.fileno(), size, access=ACCESS_READ) as content:
                 content.find(b"x")
