@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ticketkit import cli
 
@@ -178,9 +180,116 @@ def test_sigkill_between_and_inside_rounds_then_resume_gives_the_same_tickets(fi
 def test_plugins_lists_entries_and_who_brought_them(tmp_path: Path) -> None:
     result = ticketkit("plugins", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "toy (toy-plugin 1.2)" in result.stdout
+    row = next(line for line in result.stdout.splitlines() if line.startswith("│ toy "))
+    assert "1.2" in row
+    assert "toy-plugin" in row
     for name in ("magnitude_over_init", "signed", "majority", "cnn_lstm", "fsdd", "spoken_digits"):
         assert name in result.stdout
+
+
+def test_plugins_name_shows_one_with_its_options(tmp_path: Path) -> None:
+    shown = ticketkit("plugins", "toy", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    for expected in ("toy: toy-plugin 1.2, imported from toy_plugin", "backbone mlp", "hidden", "32", "trainer sgd"):
+        assert expected in shown.stdout
+    assert "magnitude" not in shown.stdout
+    entry = ticketkit("plugins", "block", cwd=tmp_path)
+    assert "granularity block (builtin" in entry.stdout
+    assert "rows" in entry.stdout
+    unknown = ticketkit("plugins", "blok", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert "no plugin and no entry called 'blok'; did you mean 'block'?" in unknown.stderr
+
+
+def test_export_writes_weights_that_any_loader_reads_or_nothing(finished: Path, tmp_path: Path) -> None:
+    ticket, to = "run/rounds/002/ticket.safetensors", tmp_path / "out"
+    exported = ticketkit("export", ticket, "--to", str(to), cwd=finished)
+    assert exported.returncode == 0, exported.stderr
+    weights = load_file(to / "model.safetensors")
+    trained = load_file(finished / "run" / "rounds" / "002" / "trained.safetensors")
+    assert all(torch.equal(tensor, trained[f"parameter/{name}"]) for name, tensor in weights.items())
+    assert sum(int((tensor != 0).sum()) for name, tensor in weights.items() if tensor.dim() == 2) == 60
+    again = ticketkit("export", ticket, "--to", str(to), cwd=finished)
+    assert again.returncode == 1
+    assert f"{to} exists already" in again.stderr
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(finished / ticket, alone)
+    lost = ticketkit("export", str(alone), "--to", str(tmp_path / "other"), cwd=tmp_path)
+    assert lost.returncode == 2
+    assert "is in no run directory" in lost.stderr
+    unknown = ticketkit("export", ticket, "--to", str(tmp_path / "o"), "--exporter", "weight", cwd=finished)
+    assert "unknown exporter 'weight'; did you mean 'weights'?" in unknown.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.safetensors", "out"]
+
+
+def test_a_run_goes_on_only_with_the_plugins_it_was_started_with(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    origins = json.loads((run / "plugins.json").read_text())
+    assert origins == {
+        "toy": {
+            "distribution": "toy-plugin",
+            "version": "1.2",
+            "entries": ["corpus 'majority'", "backbone 'mlp'", "trainer 'sgd'"],
+        }
+    }
+    command = [sys.executable, "-m", "ticketkit", "resume", "run"]
+    gone = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    missing = subprocess.run(command, cwd=tmp_path, env=gone, capture_output=True, text=True, timeout=300)
+    assert missing.returncode == 2
+    assert (
+        "backbone 'mlp', trainer 'sgd' came from toy-plugin 1.2 (plugin 'toy'): it is not installed" in missing.stderr
+    )
+    assert "pip install 'toy-plugin==1.2'" in missing.stderr
+    blocked = subprocess.run(
+        command, cwd=tmp_path, env=environment() | {"TICKETKIT_BLOCK_PLUGINS": "toy"}, capture_output=True, text=True
+    )
+    assert blocked.returncode == 2
+    assert "it is left out: TICKETKIT_BLOCK_PLUGINS blocks 'toy'" in blocked.stderr
+    origins["toy"]["version"] = "1.1"
+    (run / "plugins.json").write_text(json.dumps(origins))
+    other = ticketkit("resume", "run", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "toy-plugin 1.1 (plugin 'toy'), but toy-plugin 1.2 is installed" in other.stderr
+    (run / "plugins.json").write_text("[]")
+    damaged = ticketkit("resume", "run", cwd=tmp_path)
+    assert damaged.returncode == 1
+    assert "plugins.json is damaged" in damaged.stderr
+
+
+def test_commands_of_plugins_are_listed_and_run_and_clashes_are_named(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    for name, source in {
+        "hello": "@cli.command()\n    def greet(who: str):\n        print('hello', who)",
+        "thief": "@cli.command()\n    def verify():\n        print('stolen')",
+        "broken": "1 / 0",
+    }.items():
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        hook = f"import ticketkit\n@ticketkit.hookimpl\ndef ticketkit_register_commands(cli):\n    {source}\n"
+        (site / f"{name}_plugin.py").write_text(hook)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[ticketkit]\n{name} = {name}_plugin\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "importtime", "-m", "ticketkit", *arguments]
+        return subprocess.run(
+            command, env={**environment(), "PYTHONPATH": str(site)}, capture_output=True, text=True, cwd=tmp_path
+        )
+
+    greeted = run("greet", "you")
+    assert (greeted.returncode, greeted.stdout) == (0, "hello you\n")
+    assert " torch\n" not in greeted.stderr
+    listed = run("--help")
+    assert "greet" in listed.stdout
+    assert (
+        "the command 'verify' of plugin 'thief' (distribution thief 1.0) is that of ticketkit itself" in listed.stderr
+    )
+    assert "plugin 'broken' (distribution broken 1.0) is broken: ZeroDivisionError" in listed.stderr
+    own = run("verify", "--help")
+    assert "Check every byte of a ticket file" in own.stdout
+    assert "warning:" not in own.stderr
+    assert run("greeet").returncode == 2
 
 
 def test_init_writes_a_config_that_run_accepts_and_never_overwrites(tmp_path: Path) -> None:

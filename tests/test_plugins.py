@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from ticketkit import IMP, ConfigError, PluginError, Plugins, ScoreError, Ticket, hookimpl, hookspecs
-from ticketkit.plugins import LoadedPlugin
+from ticketkit import IMP, ConfigError, PluginError, Plugins, ScoreError, Ticket, TicketkitError, hookimpl, hookspecs
+from ticketkit.discovery import PluginFacts
 from ticketkit.registry import KINDS
 from ticketkit.testing import mlp
 
@@ -26,7 +26,7 @@ EVENTS = (
     "run_error",
     "run_end",
 )
-FACTS = LoadedPlugin("mine", "mine", "mine-dist", "3.1")
+FACTS = PluginFacts("mine", "mine", "mine-dist", "3.1")
 
 
 def plugin(**hooks: Callable[..., Any]) -> types.ModuleType:
@@ -49,11 +49,13 @@ def test_builtins_register_through_the_hooks() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_registered_through_its_hook(kind: str) -> None:
     plugins = Plugins()
-    plugins.add(plugin(**{KINDS[kind]: lambda register: register("mine", print)}), FACTS)
+    plugins.add(plugin(**{KINDS[kind]: lambda register: register("mine", lambda: "called")}), FACTS)
     entry = plugins.registries[kind].get("mine")
     assert (entry.kind, entry.plugin, entry.version) == (kind, "mine", "3.1")
     choice = plugins.choose(kind, "mine")
-    assert (choice.call, choice.provenance.entry, choice.provenance.version) == (print, "mine:mine", "3.1")
+    origin = choice.provenance
+    assert (origin.entry, origin.version, origin.distribution) == ("mine:mine", "3.1", "mine-dist")
+    assert choice.call() == "called"
 
 
 def test_every_hook_specification_is_a_registration_or_an_event() -> None:
@@ -116,7 +118,7 @@ def raises(register: Callable[..., None]) -> None:
         ),
         (
             {"ticketkit_register_criteria": lambda register: (register("twice", print), register("twice", len))[2:]},
-            "'twice' is registered by plugin 'mine' .* and again by 'mine'",
+            "'twice' is registered by plugin 'mine' .* and again by plugin 'mine'",
         ),
         (
             {"ticketkit_register_criteria": lambda register: register("x", print, needs={"hessian"})},
@@ -200,7 +202,7 @@ def test_a_plugin_registers_once_and_only_for_itself() -> None:
     first = plugin(ticketkit_register_criteria=lambda register: calls.append("first"))
     second = plugin(ticketkit_register_criteria=lambda register: calls.append("second"))
     plugins.add(first, FACTS)
-    plugins.add(second, LoadedPlugin("other", "other", "other-dist", "1"))
+    plugins.add(second, PluginFacts("other", "other", "other-dist", "1"))
     assert calls == ["first", "second"]
 
 
@@ -239,7 +241,7 @@ def test_observers_see_a_run_from_start_to_end() -> None:
 
 @pytest.mark.parametrize("event", [event for event in EVENTS if event not in ("ticket_saved", "run_error")])
 def test_an_observer_that_answers_is_refused(event: str) -> None:
-    with pytest.raises(PluginError, match=f"observers of ticketkit_{event} must return None, but"):
+    with pytest.raises(PluginError, match=f"observer .* returned 0 from ticketkit_{event}; observers"):
         run(plugin(**{f"ticketkit_{event}": lambda: 0}))
 
 
@@ -474,7 +476,7 @@ def test_an_observer_that_changes_the_model_is_found_out_when_asked_for(monkeypa
     plugins = Plugins()
     plugins.watch(Meddler())
     monkeypatch.setenv("TICKETKIT_CHECK_OBSERVERS", "1")
-    message = r"an observer of ticketkit_round_start changed parameter/0\.weight, but observers only watch; .*\d"
+    message = r"Meddler .* changed parameter/0\.weight while it watched ticketkit_round_start; observers only watch"
     with pytest.raises(PluginError, match=message):
         next(iter(IMP(mlp(), rounds=1, plugins=plugins)))
 
@@ -484,3 +486,146 @@ def test_observers_that_only_watch_pass_the_check(monkeypatch: pytest.MonkeyPatc
     plugins.watch(Recorder())
     monkeypatch.setenv("TICKETKIT_CHECK_OBSERVERS", "1")
     assert len(list(IMP(mlp(), rounds=1, plugins=plugins))) == 2
+
+
+# Blame: every mistake of a third party's entry names plugin, distribution and version
+
+
+def third_party(kind: str, call: Callable[..., Any], **named: Any) -> Plugins:
+    plugins = Plugins()
+    plugins.add(plugin(**{KINDS[kind]: lambda register: register("theirs", call, **named)}), FACTS)
+    return plugins
+
+
+def prune(plugins: Plugins, **chosen: Any) -> None:
+    model = mlp()
+    for _ in IMP(model, rounds=2, rate=0.5, plugins=plugins, **chosen):
+        pass
+
+
+def all_nan(inputs: Any) -> dict[str, torch.Tensor]:
+    return {name: torch.full_like(w, torch.nan) for name, w in inputs.weights.items()}
+
+
+def too_few(shapes: Any, keep: int, *, floors: Any, capacities: Any) -> dict[str, int]:
+    return dict.fromkeys(shapes, 1)
+
+
+class Greedy:
+    """A pattern that keeps whatever it was told to prune."""
+
+    def __init__(self, layout: Any):
+        self.shapes = layout.shapes
+
+    def capacities(self, mask: Any) -> dict[str, int]:
+        return mask.counts
+
+    def final_count(self, planned: int) -> int:
+        return planned
+
+    def select(self, scores: Any, mask: Any, keep: Any, floors: Any = None) -> Any:
+        return mask
+
+
+class Halved(Greedy):
+    def capacities(self, mask: Any) -> dict[str, int]:
+        return {name: count // 2 for name, count in mask.counts.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "message"),
+    [
+        ("criterion", lambda inputs: {}, "scores do not fit the mask:.*0.weight"),
+        ("criterion", lambda inputs: {n: w.long() for n, w in inputs.weights.items()}, "must be floating-point"),
+        ("criterion", lambda inputs: {n: w[:1] for n, w in inputs.weights.items()}, "scores do not fit the mask"),
+        ("criterion", lambda inputs: dict.fromkeys(inputs.weights, 1.0), "must be a tensor, not float"),
+        ("criterion", lambda inputs: None, "must return a mapping from names to tensors, not None"),
+        ("criterion", all_nan, "score of parameter '0.weight' is nan"),
+        ("criterion", lambda inputs: 1 / 0, "failed: ZeroDivisionError: division by zero"),
+        ("criterion", lambda: None, "failed: TypeError: .* takes 0 positional arguments"),
+        ("schedule", lambda total, target: (total, total), "a schedule must go from 72 weights to 18"),
+        ("schedule", lambda total, target: (total, 36.0, 18), "must return whole numbers"),
+        ("schedule", lambda total, target: None, "must return a sequence of whole numbers of weights, not None"),
+        ("allocation", too_few, "must split 36 weights, but:\n  the counts sum to 2"),
+        ("allocation", lambda *_, **__: {}, "'0.weight' has no count"),
+        ("allocation", lambda *_, **__: None, "must return 36 itself or counts by name, not None"),
+        ("allocation", lambda *_, **__: {"0.weight": 36.0, "3.weight": 0}, "36.0, no whole number"),
+        ("allocation", lambda *_, **__: {"0.weight": 60, "3.weight": -24}, r"gets 60; 0 \(floor\) to 48 \(left\)"),
+        ("allocation", lambda *_, **__: {"0.weight": 36, "3.weight": 0, "x": 0}, "'x' is none of the 2 names"),
+        ("granularity", lambda layout: None, "must return a pattern"),
+        ("granularity", Greedy, "must choose at most 36 of the 72 weights that are left, not 72"),
+        ("granularity", Halved, "must hold every weight once: its parts have 36 weights of 72"),
+    ],
+)
+def test_a_mistake_of_a_third_party_names_plugin_distribution_and_version(
+    kind: str, call: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(TicketkitError, match=f"(?s){message}") as caught:
+        prune(third_party(kind, call), **{kind: "theirs"})
+    assert str(caught.value).startswith(f"{kind} 'theirs' of plugin 'mine' (mine-dist 3.1)")
+    assert str(caught.value).count("mine-dist") == 1
+
+
+def test_a_users_own_callable_is_not_blamed_and_its_errors_stay_what_they_are() -> None:
+    with pytest.raises(ZeroDivisionError):
+        prune(Plugins(), criterion=lambda inputs: 1 / 0)
+    with pytest.raises(ScoreError, match=r"^scores do not fit the mask"):
+        prune(Plugins(), criterion=lambda inputs: {})
+
+
+def test_options_that_a_model_would_ignore_are_refused() -> None:
+    class Lax(BaseModel):
+        power: int = 1
+
+    plugins = third_party("criterion", powered, options=Lax)
+    with pytest.raises(ConfigError) as caught:
+        plugins.choose("criterion", {"name": "theirs", "powr": 2, "power": "high"})
+    assert "powr: there is no such option; did you mean 'power'?" in str(caught.value)
+    assert "power: Input should be a valid integer" in str(caught.value)
+    with pytest.raises(PluginError, match=r"options must be a class of pydantic options"):
+        third_party("criterion", powered, options={"power": 1})
+
+
+def test_an_observer_that_fails_or_answers_is_named_with_its_distribution() -> None:
+    for hook, message in [
+        (lambda record: 1 / 0, "failed while it watched ticketkit_round_end: ZeroDivisionError"),
+        (lambda record: "done", "returned 'done' from ticketkit_round_end; observers"),
+    ]:
+        plugins = Plugins()
+        plugins.add(plugin(ticketkit_round_end=hook), FACTS)
+        with pytest.raises(PluginError, match=rf"plugin 'mine' \(distribution mine-dist 3\.1\) {message}"):
+            prune(plugins)
+
+
+def test_a_hook_that_wraps_those_of_others_is_refused() -> None:
+    module = types.ModuleType("mine")
+    module.ticketkit_round_end = hookimpl(wrapper=True)(lambda record: (yield))  # type: ignore[attr-defined]
+    with pytest.raises(PluginError, match="ticketkit_round_end wraps the hooks of other plugins"):
+        Plugins().add(module, FACTS)
+
+
+def test_observers_are_told_last_come_first_unless_they_ask_otherwise() -> None:
+    plugins, order = Plugins(), []
+    for name in "abc":
+        plugins.watch(plugin(ticketkit_run_end=lambda name=name: order.append(name)))
+    late = types.ModuleType("late")
+    late.ticketkit_run_end = hookimpl(trylast=True)(lambda: order.append("late"))  # type: ignore[attr-defined]
+    plugins.watch(late)
+    plugins.emit("run_end", records=())
+    assert order == ["c", "b", "a", "late"]
+
+
+def test_a_pin_by_distribution_is_told_the_plugins_name() -> None:
+    plugins = Plugins()
+    plugins.add(plugin(), FACTS)
+    with pytest.raises(PluginError, match="mine-dist: it is not installed; the plugin of that distribution is 'mine'"):
+        plugins.require({"mine-dist": ""})
+
+
+def test_the_directory_of_a_run_is_told_to_observers(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    for run_dir in (None, tmp_path / "run"):
+        plugins = Plugins()
+        plugins.watch(plugin(ticketkit_run_start=lambda directory: seen.append(directory)))
+        list(IMP(mlp(), rounds=1, plugins=plugins, run_dir=run_dir))
+    assert seen == [None, tmp_path / "run"]

@@ -28,6 +28,7 @@ def pruner(criterion="magnitude", allocation="global", floors=None, seed: int = 
     return Pruner(
         criterion=plugins.choose("criterion", criterion),
         pattern=Weights(SHAPES),
+        granularity=plugins.choose("granularity", "weight"),
         allocation=plugins.choose("allocation", allocation),
         floors=floors or {},
         seed=seed,

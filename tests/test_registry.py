@@ -21,13 +21,18 @@ def score(inputs: object, *, options: Options) -> tuple[object, Options]:
 
 
 def entry(name: str = "mine", plugin: str = "p", options: type[BaseModel] | None = Options) -> Entry:
-    return Entry("criterion", name, score, options, plugin, "1.2")
+    return Entry("criterion", name, score, options, plugin, "1.2", f"{plugin}-dist")
 
 
 def test_options_are_validated_bound_and_recorded_without_defaults() -> None:
     choice = entry().configured({"strength": 2})
     assert choice.call("x") == ("x", Options(strength=2.0))
-    assert choice.provenance.model_dump() == {"entry": "p:mine", "version": "1.2", "options": {"strength": 2.0}}
+    assert choice.provenance.model_dump() == {
+        "entry": "p:mine",
+        "version": "1.2",
+        "distribution": "p-dist",
+        "options": {"strength": 2.0},
+    }
 
 
 def test_all_wrong_options_are_reported_at_once() -> None:
@@ -57,7 +62,9 @@ def test_an_unknown_name_gets_the_nearest() -> None:
 def test_two_plugins_with_one_name_are_an_error_naming_both_and_so_is_asking_for_it() -> None:
     registry = Registry("criterion")
     registry.add(entry("mine", "first"))
-    both = r"'mine' is registered by plugin 'first' \(1\.2\) and again by 'second' \(1\.2\)"
+    both = (
+        r"'mine' is registered by plugin 'first' \(first-dist 1\.2\) and again by plugin 'second' \(second-dist 1\.2\)"
+    )
     with pytest.raises(PluginError, match=both):
         registry.add(entry("mine", "second"))
     with pytest.raises(PluginError, match=both):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ticketkit.ledger import RoundRecord
     from ticketkit.mask import Mask
     from ticketkit.members import Member
+    from ticketkit.options import Options
     from ticketkit.paths import effective_density, effective_mask
     from ticketkit.plugins import Plugins
     from ticketkit.probe import Probe
@@ -68,6 +69,7 @@ _HOME_OF = {
     "RoundRecord": "ticketkit.ledger",
     "Mask": "ticketkit.mask",
     "Member": "ticketkit.members",
+    "Options": "ticketkit.options",
     **dict.fromkeys(("effective_density", "effective_mask"), "ticketkit.paths"),
     "Plugins": "ticketkit.plugins",
     "Probe": "ticketkit.probe",
@@ -98,6 +100,7 @@ __all__ = [
     "MaskError",
     "Member",
     "NoEffectWarning",
+    "Options",
     "Pattern",
     "PluginError",
     "Plugins",

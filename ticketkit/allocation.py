@@ -29,6 +29,36 @@ class Allocator(Protocol):
         ...
 
 
+def checked_counts(
+    counts: object,
+    keep: int,
+    *,
+    floors: Mapping[str, int],
+    capacities: Mapping[str, int],
+) -> int | Mapping[str, int]:
+    """Return what an allocator made of a budget.
+
+    Raises `BudgetError` listing what is wrong with it: names, whole numbers, floors, capacities, and the sum.
+    """
+    if not isinstance(counts, Mapping):
+        if counts != keep or isinstance(counts, bool):
+            raise BudgetError(f"an allocator must return {keep} itself or counts by name, not {counts!r}")
+        return keep
+    faults = [f"{name!r} has no count" for name in capacities if name not in counts]
+    for name, count in counts.items():
+        if name not in capacities:
+            faults.append(f"{name!r} is none of the {len(capacities)} names")
+        elif isinstance(count, bool) or not isinstance(count, int):
+            faults.append(f"the count of {name!r} is {count!r}, no whole number (an int)")
+        elif not floors.get(name, 0) <= count <= capacities[name]:
+            faults.append(f"{name!r} gets {count}; {floors.get(name, 0)} (floor) to {capacities[name]} (left) can be")
+    if not faults and sum(counts.values()) != keep:
+        faults.append(f"the counts sum to {sum(counts.values())}")
+    if faults:
+        raise BudgetError(f"an allocator must split {keep} weights, but:\n  " + "\n  ".join(faults))
+    return counts
+
+
 def apportion(
     weights: Mapping[str, Fraction | int],
     keep: int,

@@ -1,4 +1,4 @@
-"""The command line: `ticketkit run`, `resume`, `report`, `inspect`, `compare`, `verify`, `plugins`, `init`.
+"""The command line: `ticketkit run`, `resume`, `report`, `inspect`, `compare`, `verify`, `export`, `plugins`, `init`.
 
 Exit codes: 0 done, 1 the run failed, 2 bad input. Heavy imports stay inside the commands, so that `--help` is quick.
 """
@@ -6,13 +6,15 @@ Exit codes: 0 done, 1 the run failed, 2 bad input. Heavy imports stay inside the
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
+from ticketkit.console import console, errors
 from ticketkit.errors import ConfigError, RunError, TicketkitError
+from ticketkit.plugin_commands import WithPluginCommands
 
 if TYPE_CHECKING:
     from ticketkit.config import RunConfig
@@ -37,16 +39,27 @@ metric: wer
 tolerance: 0.0                       # how much worse than dense on dev a winning ticket may be
 """
 
+
+class NamedPlugin(TyperGroup):
+    """`plugins NAME` is short for `plugins show NAME`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command and what is left of its arguments."""
+        known = not args or args[0].startswith("-") or args[0] in self.list_commands(ctx)
+        return super().resolve_command(ctx, args if known else ["show", *args])
+
+
 app = typer.Typer(
+    cls=WithPluginCommands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Find, prove, move and ship lottery tickets.",
 )
-PLAIN_WIDTH = 140  # of tables that go to a file or a pipe
-
-console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+plugins_app = typer.Typer(
+    cls=NamedPlugin, invoke_without_command=True, help="List plugins, show one, or write a new one."
+)
+app.add_typer(plugins_app, name="plugins")
 
 PluginFiles = Annotated[list[Path], typer.Option("--plugin", help="a plugin in a single Python file", metavar="FILE")]
 TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)")]
@@ -178,20 +191,61 @@ def verify(
 
 
 @app.command()
-def plugins() -> None:
-    """List plugins and everything they register, with one line each."""
-    from ticketkit.plugins import Plugins
+def export(
+    ticket: TicketFile,
+    to: Annotated[Path, typer.Option(help="a new directory")],
+    exporter: Annotated[str, typer.Option(help="the form: see ticketkit plugins")] = "weights",
+    override: Annotated[
+        list[str], typer.Option("--set", help="an option of the exporter: a=value", metavar="A=B")
+    ] = [],  # noqa: B006
+    plugin: PluginFiles = [],  # noqa: B006
+) -> None:
+    """Write the trained network of a run's ticket in another form."""
+    from ticketkit.config import overridden
+    from ticketkit.experiment import trained_bundle
+    from ticketkit.export import export as write
 
-    found = Plugins.discover()
-    console.print("plugins: " + ", ".join(f"{p.name} ({p.distribution} {p.version})" for p in found.loaded))
-    table = Table("kind", "name", "plugin", "what it is")
-    for registry in found.registries.values():
-        for entry in registry:
-            table.add_row(entry.kind, entry.name, entry.plugin, entry.summary)
-    for name in found.recipes():
-        table.add_row("recipe", name, "", f"ticketkit run {name}")
-    console.print(table)
-    _name_broken(found)
+    plugins = _plugins(plugin)
+    chosen = plugins.choose("exporter", overridden({"name": exporter}, override))
+    bundle, loaded = trained_bundle(ticket, plugins)
+    facts = write(bundle, loaded, to, chosen)
+    for name, file in facts["files"].items():
+        console.print(f"wrote {to / name} ({file['bytes']:,} bytes)", soft_wrap=True)
+
+
+@plugins_app.callback()
+def list_plugins(ctx: typer.Context) -> None:
+    """List plugins and everything they register; `ticketkit plugins NAME` shows one with all its options."""
+    if ctx.invoked_subcommand is None:
+        from ticketkit.plugin_tables import overview
+
+        found = _plugins([])
+        for table in overview(found):
+            console.print(table)
+
+
+@plugins_app.command()
+def show(name: Annotated[str, typer.Argument(help="a plugin or an entry")]) -> None:
+    """Show one plugin, or one entry, with all options."""
+    from ticketkit.plugin_tables import details
+
+    for part in details(_plugins([]), name):
+        console.print(part)
+
+
+@plugins_app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="what the plugin is called, such as sharpest")],
+    kind: Annotated[str, typer.Option(help="what it registers or does")] = "criterion",
+    to: Annotated[Path | None, typer.Option(help="a new directory [default: ticketkit-NAME]")] = None,
+) -> None:
+    """Write a ready package for a plugin, with a test that passes."""
+    from ticketkit.scaffold import write_package
+
+    directory = to or Path(f"ticketkit-{name}")
+    for path in write_package(name, kind, directory):
+        console.print(f"wrote {path}", soft_wrap=True)
+    console.print(f"now: pip install -e {directory} && pytest {directory}", soft_wrap=True)
 
 
 @app.command()
@@ -242,6 +296,8 @@ def _plugins(files: list[Path]) -> "Plugins":
 
 
 def _name_broken(plugins: "Plugins") -> None:
+    for note in plugins.notes:
+        errors.print(f"warning: {note}")
     for broken in plugins.broken:
         errors.print(f"warning: {broken.reason}; it is left out")
 

@@ -102,6 +102,14 @@ class RunConfig(BaseModel):
     percent: bool = True
     """Whether the metric is a rate, shown times 100."""
 
+    @property
+    def named(self) -> dict[str, Chosen]:
+        """What the config names, by kind."""
+        roles = {kind: getattr(self, kind) for kind in ("corpus", "backbone", "trainer")}
+        return roles | {
+            kind: getattr(self.prune, kind) for kind in ("criterion", "granularity", "allocation", "schedule")
+        }
+
     def chosen(self, plugins: Plugins, kind: Literal["corpus", "backbone", "trainer"]) -> Choice:
         """Return the entry that the config names for one of its roles, options bound."""
         return plugins.choose(kind, getattr(self, kind))
@@ -140,6 +148,11 @@ def read_settings(source: str, overrides: Sequence[str], recipes: Mapping[str, T
         raise ConfigError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{source} must hold a mapping of settings, not {type(settings).__name__}")
+    return overridden(settings, overrides)
+
+
+def overridden(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings with `a.b=value` overrides put in, one after another."""
     for override in overrides:
         _override(settings, override)
     return settings

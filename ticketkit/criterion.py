@@ -98,6 +98,8 @@ def check_scores(scores: Mapping[str, torch.Tensor], mask: Mask) -> torch.dtype:
 
     Raises `ScoreError` unless there is one floating-point tensor of the right shape for every parameter of the mask.
     """
+    if not isinstance(scores, Mapping):
+        raise ScoreError(f"a criterion must return a mapping from names to tensors, not {scores!r}")
     shapes, dtypes = {}, set()
     for name in scores:
         if isinstance(scores, ElementwiseScores):

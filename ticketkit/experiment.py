@@ -13,14 +13,15 @@ from torch import nn
 
 from ticketkit.analysis import best_record, extreme_record, winning_records
 from ticketkit.config import RunConfig, parse_config
-from ticketkit.errors import ConfigError, StorageError
+from ticketkit.errors import ConfigError, PluginError, StorageError
 from ticketkit.imp import IMP
-from ticketkit.ledger import RoundRecord
+from ticketkit.ledger import Ledger, RoundRecord
+from ticketkit.origins import check_origins, write_origins
 from ticketkit.plugins import Plugins
-from ticketkit.registry import suggestion
+from ticketkit.registry import Choice, suggestion
 from ticketkit.rewind import Rewind
 from ticketkit.rng import seeded
-from ticketkit.roles import Bundle, EpochTrainer, Progress, ScoringTrainer, Trainer
+from ticketkit.roles import Bundle, Corpus, EpochTrainer, Progress, ScoringTrainer, Trainer
 from ticketkit.storage import canonical_json, write_text_atomically
 from ticketkit.ticket import Ticket
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 TEST_FILE = "test.json"
 RESULTS_FILE = "results.json"
+# What the engine needs of what a plugin's entry makes.
+PARTS = {"backbone": ("module",), "corpus": ("describe",), "trainer": ("train", "evaluate")}
 JUDGING = ("metric", "mode", "tolerance", "percent")  # settings that judge a run and do not change it
 
 
@@ -90,11 +93,11 @@ def run_experiment(
     Dev alone chooses epochs and tickets. Test is read once, after the last round, and reported beside it.
     """
     with seeded(config.seed):
-        bundle: Bundle = config.chosen(plugins, "backbone").call()
-        corpus = config.chosen(plugins, "corpus").call()
-        trainer: Trainer = config.chosen(plugins, "trainer").call(bundle, corpus, seed=config.seed)
+        bundle: Bundle = made(config.chosen(plugins, "backbone"), "backbone")
+        corpus: Corpus = made(config.chosen(plugins, "corpus"), "corpus")
+        trainer: Trainer = made(config.chosen(plugins, "trainer"), "trainer", bundle, corpus, seed=config.seed)
         imp = _imp(config, bundle, trainer, directory, plugins)
-        _claim(config, directory)
+        _claim(config, directory, plugins)
         with imp.watched():
             for current in imp:
                 if imp.records:
@@ -107,6 +110,20 @@ def run_experiment(
     return results
 
 
+def made(choice: Choice, kind: str, *arguments: Any, **named: Any) -> Any:
+    """Return what the entry of a role makes; raise `PluginError` naming what it lacks."""
+    result = choice.call(*arguments, **named)
+    if lacking := [name for name in PARTS[kind] if not hasattr(result, name)]:
+        raise PluginError(
+            f"{choice.culprit or choice.provenance.entry} made a {type(result).__name__} without "
+            f"{' and '.join(lacking)}; what a {kind} makes needs {' and '.join(PARTS[kind])}"
+        )
+    if kind == "backbone" and not isinstance(result.module, nn.Module):
+        came = type(result.module).__name__
+        raise PluginError(f"{choice.culprit}: the bundle's module must be a torch.nn.Module, not {came}")
+    return result
+
+
 def read_config(directory: Path, plugins: Plugins) -> RunConfig:
     """Return the config of the run in a directory; raises `ConfigError` when there is none."""
     try:
@@ -117,7 +134,31 @@ def read_config(directory: Path, plugins: Plugins) -> RunConfig:
         ) from error
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot read {directory / CONFIG_FILE}: {error}") from error
+    check_origins(directory, plugins)
     return parse_config(settings, plugins)
+
+
+def trained_bundle(path: Path, plugins: Plugins) -> tuple[Bundle, Ticket]:
+    """Return the trained network of a ticket file in a run directory, and that ticket.
+
+    The backbone is built as the run's config says. Raises `ConfigError` if the file is not in a run directory, or the
+    round that it names is not there.
+    """
+    ticket = Ticket.load(path)
+    directory = next((parent for parent in path.absolute().parents if (parent / CONFIG_FILE).is_file()), None)
+    if directory is None:
+        raise ConfigError(
+            f"{path} is in no run directory, so nobody knows its trained weights; name a ticket of a run, such as "
+            "runs/fsdd/extreme.safetensors"
+        )
+    config, ledger = read_config(directory, plugins), Ledger(directory)
+    found = [record for record in ledger.records() if record.mask_digest == ticket.mask.digest]
+    if not found:
+        raise ConfigError(f"none of the rounds in {directory} has the mask of {path}; was it copied there?")
+    with seeded(config.seed):
+        bundle: Bundle = made(config.chosen(plugins, "backbone"), "backbone")
+    ledger.trained(found[-1]).restore_tensors(bundle.module)
+    return bundle, ticket
 
 
 def summarise(
@@ -173,17 +214,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _claim(config: RunConfig, directory: Path) -> None:
-    """Write the config into the directory; raise `ConfigError` listing what differs if another is there."""
+def _claim(config: RunConfig, directory: Path, plugins: Plugins) -> None:
+    """Write config and origins into the directory; raise `ConfigError` listing what differs if another is there."""
     path = directory / CONFIG_FILE
     wanted = json.loads(canonical_json(config.model_dump(mode="json")))
     if not path.exists():
+        write_origins(config, directory, plugins)
         write_text_atomically(path, json.dumps(wanted, indent=1))
         return
     found = _read_json(path)
     deciding = [key for key in wanted if key not in JUDGING]
     started = any(directory.glob("rounds/*/record.json")) or any(directory.glob("rounds/*/checkpoint.safetensors"))
     if not started or all(found.get(key) == wanted[key] for key in deciding):
+        if not started:
+            write_origins(config, directory, plugins)
         write_text_atomically(path, json.dumps(wanted, indent=1))
     else:
         lines = [
@@ -206,7 +250,7 @@ def _imp(config: RunConfig, bundle: Bundle, trainer: Trainer, directory: Path, p
 
     def initialise(module: nn.Module) -> None:
         """Give the module the weights of a backbone that is built anew, so that the distribution is its own."""
-        fresh: Bundle = config.chosen(plugins, "backbone").call()
+        fresh: Bundle = made(config.chosen(plugins, "backbone"), "backbone")
         module.load_state_dict(fresh.module.state_dict())
 
     return IMP(

@@ -5,13 +5,15 @@ Units that are larger than a weight are in `units.py`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from math import prod
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from ticketkit.errors import ConfigError
 from ticketkit.mask import Mask, Shape
 from ticketkit.names import _is_foreign_layer, owned_parameters, tied_groups
 from ticketkit.scope import masked_parameters
@@ -111,6 +113,7 @@ def along(values: Array, axis: int, dims: int) -> Array:
     return values.reshape([-1 if other == axis else 1 for other in range(dims)])
 
 
+@runtime_checkable
 class Pattern(Protocol):
     """How a selection happens at one grain.
 
@@ -145,6 +148,22 @@ class Granularity(Protocol):
     def __call__(self, layout: Layout) -> Pattern:
         """Return the pattern; raise `ScopeError` naming the parameters for which there are no units."""
         ...
+
+
+def checked_pattern(pattern: object, shapes: Mapping[str, Shape]) -> Pattern:
+    """Return what a granularity made of parameters of these shapes.
+
+    Raises `ConfigError` if that is no pattern, or its parts do not hold every weight once.
+    """
+    if not isinstance(pattern, Pattern):
+        raise ConfigError(
+            "a granularity must return a pattern (shapes, capacities, final_count, select), such as Units, not "
+            f"{pattern!r}"
+        )
+    parts, total = sum(pattern.capacities(Mask.ones(shapes)).values()), sum(map(prod, shapes.values()))
+    if parts != total:
+        raise ConfigError(f"a granularity must hold every weight once: its parts have {parts} weights of {total}")
+    return pattern
 
 
 @dataclass(frozen=True)

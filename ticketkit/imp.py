@@ -16,7 +16,7 @@ from ticketkit.analysis import Mode, best_record, extreme_record
 from ticketkit.distributed import agreed
 from ticketkit.enforce import Enforcement, enforced
 from ticketkit.errors import ConfigError
-from ticketkit.granularity import Layout
+from ticketkit.granularity import Layout, checked_pattern
 from ticketkit.ledger import Ledger, RoundRecord
 from ticketkit.mask import Mask
 from ticketkit.observers import tell
@@ -97,10 +97,12 @@ class IMP:
         self._emit = partial(tell, self._plugins, model)
         start = self.scope.ones() if mask is None else self.scope.ordered(mask)
         self._granularity = self._plugins.choose("granularity", granularity)
-        pattern = self._granularity.call(Layout.of(model, self.scope.shapes))
+        with self._granularity.blamed(ConfigError):
+            pattern = checked_pattern(self._granularity.call(Layout.of(model, self.scope.shapes)), self.scope.shapes)
         self._pruner = Pruner(
             criterion=self._plugins.choose("criterion", criterion),
             pattern=pattern,
+            granularity=self._granularity,
             allocation=self._plugins.choose("allocation", allocation),
             floors=floor_counts(pattern.shapes, floor),
             seed=seed,
@@ -120,7 +122,8 @@ class IMP:
 
     def __iter__(self) -> Iterator[Round]:
         with self.watched(), self._opened():
-            self._emit("run_start", plan=self.plan, finished=len(self._records))
+            directory = self._ledger.directory if self._ledger else None
+            self._emit("run_start", plan=self.plan, finished=len(self._records), directory=directory)
             while (index := len(self._records)) < len(self.plan):
                 if index not in self._masks:
                     self._prune(index)
@@ -301,9 +304,9 @@ class IMP:
         return {
             "parameters": [[name, list(shape)] for name, shape in self.scope.shapes.items()],
             "plan": list(self.plan),
-            "criterion": self._pruner.criterion.provenance.model_dump(),
-            "granularity": self._granularity.provenance.model_dump(),
-            "allocation": self._pruner.allocation.provenance.model_dump(),
+            "criterion": self._pruner.criterion.provenance.model_dump(exclude={"distribution"}),
+            "granularity": self._granularity.provenance.model_dump(exclude={"distribution"}),
+            "allocation": self._pruner.allocation.provenance.model_dump(exclude={"distribution"}),
             "floor": self.floor,
             "on_collapse": self._pruner.on_collapse,
             "rewind": self.rewind.model_dump(mode="json", exclude_defaults=True),

@@ -13,21 +13,23 @@ CHECK = "TICKETKIT_CHECK_OBSERVERS"
 
 
 def tell(plugins: Plugins, model: nn.Module, event: str, **arguments: Any) -> None:
-    """Emit an event; with TICKETKIT_CHECK_OBSERVERS set, raise `PluginError` if an observer changed anything.
+    """Emit an event; with TICKETKIT_CHECK_OBSERVERS set, raise `PluginError` naming an observer that changed anything.
 
     Anything: the model's parameters and buffers to the bit, and torch's random generator.
     """
-    if not os.environ.get(CHECK):
-        plugins.emit(event, **arguments)
-        return
-    before = Snapshot.capture(model)
-    plugins.emit(event, **arguments)
-    after = Snapshot.capture(model)
+    checking = bool(os.environ.get(CHECK))
+    before = Snapshot.capture(model) if checking else None
+    for watcher in plugins.watchers(event):
+        watcher.tell(**arguments)
+        if before is not None and (changed := _changes(before, Snapshot.capture(model))):
+            raise PluginError(
+                f"{watcher.name} changed {', '.join(changed)} while it watched {watcher.event}; observers only watch"
+            )
+
+
+def _changes(before: Snapshot, after: Snapshot) -> list[str]:
+    """Return what differs between two snapshots of one model."""
     changed = [key for key, tensor in after.tensors.items() if not same_bits(tensor, before.tensors[key])]
     if not after.rng.torch_cpu.equal(before.rng.torch_cpu):
         changed.append("the state of torch's random generator")
-    if changed:
-        raise PluginError(
-            f"an observer of ticketkit_{event} changed {', '.join(changed)}, but observers only watch; "
-            f"those that watch it: {', '.join(plugins.observers(event))}"
-        )
+    return changed

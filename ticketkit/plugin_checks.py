@@ -9,6 +9,7 @@ from ticketkit.errors import PluginError
 from ticketkit.registry import suggestion
 
 PREFIX = f"{hookspecs.PROJECT}_"
+REGISTRATION = f"{PREFIX}register_"
 MARK = f"{hookspecs.PROJECT}_impl"  # the attribute that `hookimpl` sets
 
 
@@ -17,8 +18,17 @@ def hook_names() -> list[str]:
     return [name for name in vars(hookspecs) if name.startswith(PREFIX)]
 
 
+def hooks_of(plugin: object) -> list[str]:
+    """Return the names of the hooks that a checked plugin implements, in the order of `hook_names`."""
+    found = {mark.get("specname") or name for name, hook in _attributes(plugin) if (mark := getattr(hook, MARK, None))}
+    return [name for name in hook_names() if name in found]
+
+
 def check_plugin(plugin: object) -> None:
-    """Raise `PluginError` for a class, an unmarked or unknown hook, a hook that is no function, a wrong argument."""
+    """Raise `PluginError` for what is no plugin.
+
+    That is a class, an unmarked or unknown hook, one that wraps those of other plugins, or one of other arguments.
+    """
     if inspect.isclass(plugin):
         raise PluginError(
             f"{plugin.__name__} is a class, of which nobody made an object; let the entry point name a module, or an "
@@ -26,7 +36,7 @@ def check_plugin(plugin: object) -> None:
         )
     for name, hook in _attributes(plugin):
         mark = getattr(hook, MARK, None)
-        if mark is None:
+        if not isinstance(mark, dict):
             if name.startswith(PREFIX) and callable(hook):
                 raise PluginError(f"{name} is not marked as a hook; write @ticketkit.hookimpl above it")
             continue
@@ -35,6 +45,8 @@ def check_plugin(plugin: object) -> None:
             if not mark.get("optionalhook"):
                 raise PluginError(f"there is no hook {hook_name!r}{suggestion(hook_name, hook_names())}")
             continue
+        if mark.get("wrapper") or mark.get("hookwrapper"):
+            raise PluginError(f"{hook_name} wraps the hooks of other plugins; a plugin registers or watches for itself")
         _check_arguments(hook_name, hook)
 
 

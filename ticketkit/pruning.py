@@ -8,10 +8,18 @@ from typing import Literal, get_args
 
 import torch
 
-from ticketkit.allocation import floor_counts
+from ticketkit.allocation import checked_counts, floor_counts
 from ticketkit.analysis import COLLAPSE, collapsed
-from ticketkit.criterion import ScoreInputs
-from ticketkit.errors import BudgetError, CollapseError, CollapseWarning, ConfigError, NoEffectWarning, ScoreError
+from ticketkit.criterion import ScoreInputs, check_scores
+from ticketkit.errors import (
+    BudgetError,
+    CollapseError,
+    CollapseWarning,
+    ConfigError,
+    MaskError,
+    NoEffectWarning,
+    ScoreError,
+)
 from ticketkit.granularity import Pattern
 from ticketkit.mask import Mask
 from ticketkit.probe import Probe
@@ -30,12 +38,14 @@ def _tell_nobody(event: str, **arguments: object) -> None:
 class Pruner:
     """How every round of a run prunes: criterion, grain, split of the budget, floors, guard and seed.
 
-    `floors` and the counts of `allocation` are keyed like `pattern.shapes`. `probe(seed)` makes what criteria need that
-    look at gradients or activations; it is None when the user gave no batches.
+    `pattern` is what `granularity` made of the parameters; `floors` and the counts of `allocation` are keyed like
+    `pattern.shapes`. `probe(seed)` makes what criteria need that look at gradients or activations; it is None when the
+    user gave no batches.
     """
 
     criterion: Choice
     pattern: Pattern
+    granularity: Choice
     allocation: Choice
     floors: Mapping[str, int]
     seed: int
@@ -59,7 +69,8 @@ class Pruner:
         Raises at once what a later round would raise: a floor above the end, an allocation that cannot be met. Warns
         `NoEffectWarning` of rounds that prune nothing.
         """
-        planned = plan(schedule.call, start.total, target, start=start.kept)
+        with schedule.blamed(BudgetError):
+            planned = plan(schedule.call, start.total, target, start=start.kept)
         end = self.pattern.final_count(planned[-1])
         counts = tuple(max(count, end) for count in planned)
         _warn_if_idle(counts)
@@ -70,7 +81,7 @@ class Pruner:
             )
         capacities = self.pattern.capacities(start)
         for keep in counts[1:]:
-            self.allocation.call(self.pattern.shapes, keep, floors=self.floors, capacities=capacities)
+            self._allocated(keep, self.floors, capacities)
         return counts
 
     def next_mask(
@@ -100,7 +111,9 @@ class Pruner:
         scores = self.criterion.call(inputs)
         self.emit("scores_ready", index=index, scores=scores, mask=mask)
         candidates = Mask.ones(mask.shapes, aliases=mask.aliases) if self.criterion.regrows else mask
-        chosen = self._guarded(scores, candidates, min(keep, candidates.kept), index)
+        with self.criterion.blamed(ScoreError):
+            check_scores(scores, mask)
+            chosen = self._guarded(scores, candidates, min(keep, candidates.kept), index)
         if changed := [name for name, tensor in inputs.weights.items() if tensor._version != versions[name]]:
             raise ScoreError(
                 f"criterion {self.criterion.provenance.entry} changed the weights of {', '.join(changed)} in place; "
@@ -131,9 +144,24 @@ class Pruner:
 
     def _chosen(self, scores: Mapping[str, torch.Tensor], mask: Mask, keep: int, floors: Mapping[str, int]) -> Mask:
         capacities = self.pattern.capacities(mask)
-        counts = self.allocation.call(self.pattern.shapes, keep, floors=floors, capacities=capacities)
+        counts = self._allocated(keep, floors, capacities)
         least = {name: min(floor, capacities[name]) for name, floor in floors.items()}
-        return self.pattern.select(scores, mask, counts, least)
+        chosen = self.pattern.select(scores, mask, counts, least)
+        with self.granularity.blamed(MaskError):
+            if not chosen <= mask or chosen.kept > keep:
+                raise MaskError(
+                    f"a pattern must choose at most {keep} of the {mask.kept} weights that are left, not {chosen.kept}"
+                    + ("" if chosen <= mask else ", others among them")
+                )
+        return chosen
+
+    def _allocated(
+        self, keep: int, floors: Mapping[str, int], capacities: Mapping[str, int]
+    ) -> int | Mapping[str, int]:
+        """Return how a budget is split between the parts of the pattern."""
+        counts = self.allocation.call(self.pattern.shapes, keep, floors=floors, capacities=capacities)
+        with self.allocation.blamed(BudgetError):
+            return checked_counts(counts, keep, floors=floors, capacities=capacities)
 
 
 def _warn_if_idle(counts: Sequence[int]) -> None:

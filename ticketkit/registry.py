@@ -2,13 +2,17 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ticketkit.errors import ConfigError, PluginError
-from ticketkit.ticket import Provenance
+from ticketkit.errors import ConfigError, PluginError, TicketkitError
+from ticketkit.provenance import Provenance
+
+BUILTIN = "builtin"  # the plugin that comes with the engine
 
 # The word in a config for each kind of entry, and the hook that registers it.
 KINDS = {
@@ -19,6 +23,7 @@ KINDS = {
     "backbone": "ticketkit_register_backbones",
     "corpus": "ticketkit_register_corpora",
     "trainer": "ticketkit_register_trainers",
+    "exporter": "ticketkit_register_exporters",
 }
 
 # What a criterion may say at registration that it looks at, beyond the weights.
@@ -30,12 +35,24 @@ class Choice:
     """Something callable that a user chose, with its options bound and its origin noted.
 
     `needs` and `regrows` are those of a criterion: what it looks at, and whether it may bring pruned weights back.
+    `culprit` names a third party's entry in errors; it is empty for built-ins and for a user's own objects.
     """
 
     call: Callable[..., Any]
     provenance: Provenance
     needs: frozenset[str] = frozenset()
     regrows: bool = False
+    culprit: str = ""
+
+    @contextmanager
+    def blamed(self, errors: type[TicketkitError] = TicketkitError) -> Iterator[None]:
+        """Put the entry's plugin, distribution and version in front of such errors that leave the block."""
+        try:
+            yield
+        except errors as error:
+            if self.culprit and not str(error).startswith(self.culprit):
+                error.args = (f"{self.culprit}: {error}",)
+            raise
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,7 @@ class Entry:
     options: type[BaseModel] | None
     plugin: str
     version: str
+    distribution: str = "ticketkit"
     needs: frozenset[str] = frozenset()
     regrows: bool = False
 
@@ -57,21 +75,40 @@ class Entry:
         lines = (self.call.__doc__ or "").strip().splitlines()
         return lines[0] if lines else "(no description)"
 
+    @property
+    def culprit(self) -> str:
+        """What errors call the entry; nothing for a built-in, whose name says enough."""
+        if self.plugin == BUILTIN:
+            return ""
+        return f"{self.kind} {self.name!r} of plugin {self.plugin!r} ({self.distribution} {self.version})"
+
     def configured(self, options: Mapping[str, Any]) -> Choice:
         """Return the object with validated options bound; raises `ConfigError` listing every option that is wrong."""
-        origin = f"{self.plugin}:{self.name}"
+        call, recorded = self.call, {}
         if self.options is None:
             if options:
                 raise ConfigError(f"{self.kind} {self.name!r} takes no options, but {sorted(options)} were given")
-            return Choice(self.call, Provenance(entry=origin, version=self.version), self.needs, self.regrows)
+        else:
+            validated = self._validated(self.options, options)
+            call, recorded = _with_options(call, validated), validated.model_dump(mode="json", exclude_defaults=True)
+        provenance = Provenance(
+            entry=f"{self.plugin}:{self.name}",
+            version=self.version,
+            distribution=self.distribution,
+            options=recorded,
+        )
+        call = _naming(self.culprit, call) if self.culprit else call
+        return Choice(call, provenance, self.needs, self.regrows, self.culprit)
+
+    def _validated(self, model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
+        faults = _ignored_keys(model, options)
         try:
-            validated = self.options.model_validate(dict(options))
+            validated = model.model_validate(dict(options))
         except ValidationError as error:
-            raise ConfigError(f"{self.kind} {self.name!r}:\n  " + "\n  ".join(validation_lines(error))) from error
-        call = _with_options(self.call, validated)
-        recorded = validated.model_dump(mode="json", exclude_defaults=True)
-        provenance = Provenance(entry=origin, version=self.version, options=recorded)
-        return Choice(call, provenance, self.needs, self.regrows)
+            faults += validation_lines(error)
+        if faults:
+            raise ConfigError(f"{self.kind} {self.name!r}:\n  " + "\n  ".join(faults))
+        return validated
 
 
 class Registry:
@@ -92,8 +129,8 @@ class Registry:
         """
         if other := self._entries.get(entry.name):
             self._clashes[entry.name] = (
-                f"{self.kind} {entry.name!r} is registered by plugin {other.plugin!r} ({other.version}) and again by "
-                f"{entry.plugin!r} ({entry.version}); block one with TICKETKIT_BLOCK_PLUGINS"
+                f"{self.kind} {entry.name!r} is registered by {_owner(other)} and again by {_owner(entry)}; block one "
+                "with TICKETKIT_BLOCK_PLUGINS"
             )
             raise PluginError(self._clashes[entry.name])
         self._entries[entry.name] = entry
@@ -128,8 +165,36 @@ def validation_lines(error: ValidationError) -> list[str]:
     return lines
 
 
+def _ignored_keys(model: type[BaseModel], options: Mapping[str, Any]) -> list[str]:
+    """Return a line for every key that a model would take in silence without having a field for it."""
+    if model.model_config.get("extra", "ignore") != "ignore":
+        return []
+    known = {alias or name for name, field in model.model_fields.items() for alias in (name, field.alias)}
+    return [f"{key}: there is no such option{suggestion(key, known)}" for key in options if key not in known]
+
+
+def _owner(entry: Entry) -> str:
+    return f"plugin {entry.plugin!r} ({entry.distribution} {entry.version})"
+
+
 def _with_options(call: Callable[..., Any], options: BaseModel) -> Callable[..., Any]:
+    @wraps(call, updated=())
     def configured(*args: Any, **kwargs: Any) -> Any:
         return call(*args, options=options, **kwargs)
 
     return configured
+
+
+def _naming(culprit: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the callable, whose unforeseen errors become a `PluginError` that names it."""
+
+    @wraps(call, updated=())
+    def named(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except TicketkitError:
+            raise  # the plugin's own words
+        except Exception as error:
+            raise PluginError(f"{culprit} failed: {type(error).__name__}: {error}") from error
+
+    return named

@@ -131,7 +131,10 @@ def plan(schedule: Schedule, total: int, target: Target | None, *, start: int | 
     if start is not None and not (_is_count(start) and 1 <= start <= total):
         raise BudgetError(f"a run must start from 1 to {total} weights (an int), not from {start!r}")
     goal = None if target is None else target.rescaled(total, first)
-    counts = tuple(schedule(first, goal))
+    planned = schedule(first, goal)
+    if not isinstance(planned, Sequence) or isinstance(planned, str):
+        raise BudgetError(f"a schedule must return a sequence of whole numbers of weights, not {planned!r}")
+    counts = tuple(planned)
     if not all(map(_is_count, counts)):
         raise BudgetError(f"a schedule must return whole numbers of weights, not {_listed(counts)}")
     if counts[:1] != (first,) or (goal is not None and not _reaches(goal, counts)):

@@ -30,7 +30,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises `StorageError` naming the path when the file system refuses.
     """
     path = Path(path)
-    with _file_system_errors(path):
+    with file_system_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         os.close(handle)
@@ -62,7 +62,7 @@ def text_digest(text: str) -> str:
 
 
 @contextmanager
-def _file_system_errors(path: Path) -> Iterator[None]:
+def file_system_errors(path: Path) -> Iterator[None]:
     """Turn what the file system (or the safetensors writer) raises into a `StorageError` that names the file."""
     from safetensors import SafetensorError
 

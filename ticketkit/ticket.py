@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -28,19 +28,10 @@ from torch import nn
 from ticketkit import gaps
 from ticketkit.errors import MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask, shape_differences
+from ticketkit.provenance import Provenance
 from ticketkit.scope import masked_parameters
 from ticketkit.snapshot import content_digest, state_tensors
 from ticketkit.storage import canonical_json, write_atomically
-
-
-class Provenance(BaseModel):
-    """Which entry of which plugin was used: `entry` is `plugin:name`, `version` that of its distribution."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    entry: str
-    version: str
-    options: dict[str, Any] = {}
 
 
 class TicketFacts(BaseModel):

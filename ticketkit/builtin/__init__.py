@@ -1,9 +1,10 @@
-"""The built-in criteria, schedules and allocators, registered through the same hooks as anyone's."""
+"""The built-in entries of every kind, registered through the same hooks as anyone's."""
 
 from ticketkit.builtin import (
     activation_criteria,
     allocators,
     coupled_units,
+    exporters,
     gradient_criteria,
     granularities,
     n_m,
@@ -69,3 +70,9 @@ def ticketkit_register_allocators(register: Register) -> None:
     register("erk", allocators.erk)
     register("by_pattern", allocators.by_pattern, options=allocators.ByPatternOptions)
     register("layer_counts", allocators.layer_counts, options=allocators.LayerCountsOptions)
+
+
+@hookimpl
+def ticketkit_register_exporters(register: Register) -> None:
+    """Register the built-in exporters."""
+    register("weights", exporters.weights)
