@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ticketkit.adopt import mask_from_tensors, mask_from_torch_prune, mask_from_zeros
     from ticketkit.allocation import Allocator, apportion
     from ticketkit.comparison import nestedness, overlap, sign_agreement
+    from ticketkit.config import with_overrides
     from ticketkit.connectivity import instability, linear_path
     from ticketkit.controls import random_ticket, reinitialised_ticket, shuffled
     from ticketkit.criterion import Criterion, ElementwiseScores, ScoreInputs
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         TicketError,
         TicketkitError,
     )
+    from ticketkit.experiment import TrainedTicket, open_trained
     from ticketkit.granularity import Granularity, Layout, Pattern
     from ticketkit.hookspecs import hookimpl
     from ticketkit.imp import IMP
@@ -63,6 +65,8 @@ _HOME_OF = {
     **dict.fromkeys(("random_ticket", "reinitialised_ticket", "shuffled"), "ticketkit.controls"),
     **dict.fromkeys(("Criterion", "ElementwiseScores", "ScoreInputs"), "ticketkit.criterion"),
     "enforced": "ticketkit.enforce",
+    "with_overrides": "ticketkit.config",
+    **dict.fromkeys(("TrainedTicket", "open_trained"), "ticketkit.experiment"),
     **dict.fromkeys(("Granularity", "Layout", "Pattern"), "ticketkit.granularity"),
     "hookimpl": "ticketkit.hookspecs",
     "IMP": "ticketkit.imp",
@@ -123,6 +127,7 @@ __all__ = [
     "TicketError",
     "TicketFacts",
     "TicketkitError",
+    "TrainedTicket",
     "Units",
     "apportion",
     "dead_units",
@@ -136,12 +141,14 @@ __all__ = [
     "mask_from_torch_prune",
     "mask_from_zeros",
     "nestedness",
+    "open_trained",
     "overlap",
     "random_ticket",
     "reinitialised_ticket",
     "select",
     "shuffled",
     "sign_agreement",
+    "with_overrides",
 ]
 
 

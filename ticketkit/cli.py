@@ -28,7 +28,7 @@ STARTER = """\
 seed: 0
 corpus: {{name: spoken_digits}}       # see: ticketkit plugins
 backbone: {{name: cnn_lstm, preset: small}}
-trainer: {{name: ctc, epochs: 10, lr: 0.001}}
+trainer: {{name: asr, epochs: 10, lr: 0.001}}
 prune:
   rate: 0.2                          # of what is left, each round
   rounds: 6                          # or density: 0.05
@@ -201,14 +201,14 @@ def export(
     plugin: PluginFiles = [],  # noqa: B006
 ) -> None:
     """Write the trained network of a run's ticket in another form."""
-    from ticketkit.config import overridden
-    from ticketkit.experiment import trained_bundle
+    from ticketkit.config import with_overrides
+    from ticketkit.experiment import open_trained
     from ticketkit.export import export as write
 
     plugins = _plugins(plugin)
-    chosen = plugins.choose("exporter", overridden({"name": exporter}, override))
-    bundle, loaded = trained_bundle(ticket, plugins)
-    facts = write(bundle, loaded, to, chosen)
+    chosen = plugins.choose("exporter", with_overrides({"name": exporter}, override))
+    trained = open_trained(ticket, plugins)
+    facts = write(trained.bundle, trained.ticket, to, chosen)
     for name, file in facts["files"].items():
         console.print(f"wrote {to / name} ({file['bytes']:,} bytes)", soft_wrap=True)
 

@@ -148,10 +148,10 @@ def read_settings(source: str, overrides: Sequence[str], recipes: Mapping[str, T
         raise ConfigError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{source} must hold a mapping of settings, not {type(settings).__name__}")
-    return overridden(settings, overrides)
+    return with_overrides(settings, overrides)
 
 
-def overridden(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def with_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings with `a.b=value` overrides put in, one after another."""
     for override in overrides:
         _override(settings, override)

@@ -21,7 +21,7 @@ from ticketkit.plugins import Plugins
 from ticketkit.registry import Choice, suggestion
 from ticketkit.rewind import Rewind
 from ticketkit.rng import seeded
-from ticketkit.roles import Bundle, Corpus, EpochTrainer, Progress, ScoringTrainer, Trainer
+from ticketkit.roles import Bundle, Corpus, EpochTrainer, Progress, RoundTrainer, ScoringTrainer, Trainer
 from ticketkit.storage import canonical_json, write_text_atomically
 from ticketkit.ticket import Ticket
 
@@ -102,7 +102,11 @@ def run_experiment(
             for current in imp:
                 if imp.records:
                     _check_metric(config, imp.records[0].metrics)
-                current.log(**trainer.train(progress))
+                if isinstance(trainer, RoundTrainer):
+                    metrics = trainer.train_round(current, progress)
+                else:
+                    metrics = trainer.train(progress)
+                current.log(**metrics)
         test = _tested(imp, trainer, directory)
     results = summarise(config, imp, corpus.describe(), test)
     _save_tickets(imp, results, directory, plugins)
@@ -138,11 +142,26 @@ def read_config(directory: Path, plugins: Plugins) -> RunConfig:
     return parse_config(settings, plugins)
 
 
-def trained_bundle(path: Path, plugins: Plugins) -> tuple[Bundle, Ticket]:
-    """Return the trained network of a ticket file in a run directory, and that ticket.
+@dataclass(frozen=True, eq=False)
+class TrainedTicket:
+    """A ticket of a run with its trained network: what is exported, evaluated, used."""
 
-    The backbone is built as the run's config says. Raises `ConfigError` if the file is not in a run directory, or the
-    round that it names is not there.
+    ticket: Ticket
+    bundle: Bundle
+    config: RunConfig
+    directory: Path
+
+    def corpus(self, plugins: Plugins) -> Corpus:
+        """Open the corpus that the run was trained on."""
+        opened: Corpus = made(self.config.chosen(plugins, "corpus"), "corpus")
+        return opened
+
+
+def open_trained(path: Path, plugins: Plugins) -> TrainedTicket:
+    """Return the ticket in a file of a run directory, with the network that was trained with its mask.
+
+    The backbone is built as the run's config says. Raises `ConfigError` if the file is not in a run directory, or no
+    finished round there has its mask.
     """
     ticket = Ticket.load(path)
     directory = next((parent for parent in path.absolute().parents if (parent / CONFIG_FILE).is_file()), None)
@@ -158,7 +177,7 @@ def trained_bundle(path: Path, plugins: Plugins) -> tuple[Bundle, Ticket]:
     with seeded(config.seed):
         bundle: Bundle = made(config.chosen(plugins, "backbone"), "backbone")
     ledger.trained(found[-1]).restore_tensors(bundle.module)
-    return bundle, ticket
+    return TrainedTicket(ticket, bundle, config, directory)
 
 
 def summarise(

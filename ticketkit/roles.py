@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ticketkit.round import Round
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ class Trainer(Protocol):
 
     def evaluate(self, split: str) -> Mapping[str, float]:
         """Return the metrics of the module's present weights on `split` (`"dev"` or `"test"`)."""
+        ...
+
+
+@runtime_checkable
+class RoundTrainer(Protocol):
+    """A trainer that saves the middle of a round and goes on there: the command line lets it train the round."""
+
+    def train_round(self, current: "Round", progress: Callable[[Progress], None]) -> Mapping[str, float]:
+        """Train as `Trainer.train` does, with `current.track` and `current.checkpoint`."""
         ...
 
 

@@ -1,15 +1,42 @@
-"""Text as a recogniser sees it: an alphabet, text to label indices, indices to text."""
+"""Text as a recogniser sees it: an alphabet of labels, text to label indices, indices to text."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Alphabet(Protocol):
+    """The labels that a recogniser writes: characters, or pieces of words (`ticketkit_asr.bpe`)."""
+
+    @property
+    def blank(self) -> int:
+        """The label that stands for no text."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The number of labels, blank included."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Return the labels of the normalised text, leaving out what `unknown` counts."""
+        ...
+
+    def decode(self, labels: Iterable[int]) -> str:
+        """Return the text of `labels`, none of which may be the blank."""
+        ...
+
+    def unknown(self, texts: Sequence[str]) -> dict[str, int]:
+        """Return the characters of the normalised texts that no label writes, sorted, and how often each occurs."""
+        ...
 
 
 @dataclass(frozen=True)
-class Alphabet:
-    """The characters that a recogniser writes; their labels are 1, 2, … in order, and label 0 is the CTC blank.
+class Characters:
+    """Characters as labels: 1, 2, … in their order; label 0 is the blank.
 
-    >>> Alphabet("AB").encode("ab?"), Alphabet("AB").decode([2, 1])
+    >>> Characters("AB").encode("ab?"), Characters("AB").decode([2, 1])
     ([1, 2], 'BA')
     """
 
@@ -39,7 +66,7 @@ class Alphabet:
         return dict(sorted(counts.items()))
 
 
-ENGLISH = Alphabet("'ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+ENGLISH = Characters("'ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
 """The paper's 29 labels: blank, apostrophe, A to Z, space."""
 
 

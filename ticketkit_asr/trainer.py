@@ -1,150 +1,186 @@
-"""Trains a recogniser with CTC and lets dev choose the epoch."""
+"""Trains a recogniser and lets dev choose the epoch: for any bundle, on one process or several."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import AdamW, Optimizer
 
-from ticketkit import Progress
-from ticketkit_asr.augment import spec_augment
-from ticketkit_asr.backbones.bundle import CtcBundle
-from ticketkit_asr.batching import evaluation_batches, training_batches
+from ticketkit import Progress, Round
+from ticketkit_asr.backbones.bundle import SpeechBundle
+from ticketkit_asr.batching import evaluation_batches, steps, training_batches
 from ticketkit_asr.corpora.corpus import SpeechCorpus
 from ticketkit_asr.errors import TrainingError
+from ticketkit_asr.examples import Example, Examples, Fault, collate, learn_statistics, open_examples
+from ticketkit_asr.loading import Waiting, batches
 from ticketkit_asr.metrics import error_rates
-from ticketkit_asr.prepare import Example, collate, prepare
-from ticketkit_asr.trainer_options import CtcOptions
+from ticketkit_asr.ranks import counts, share
+from ticketkit_asr.trainer_options import TrainerOptions
+from ticketkit_asr.training import Training, device_of
+
+_log = logging.getLogger(__name__)
 
 
-class CtcTrainer:
+class SpeechTrainer:
     """Trains the module of one bundle on one corpus; keeps nothing between trainings but the prepared examples.
 
-    The order of batches depends on the seed and the epoch alone; SpecAugment draws from torch's global generator.
+    The order of batches and all augmentation depend on the seed, the epoch and the utterance alone; dropout draws from
+    torch's global generator.
     """
 
-    def __init__(self, bundle: CtcBundle, corpus: SpeechCorpus, *, seed: int, options: CtcOptions) -> None:
+    def __init__(self, bundle: SpeechBundle, corpus: SpeechCorpus, *, seed: int, options: TrainerOptions) -> None:
         self._bundle = bundle
         self._corpus = corpus
         self._seed = seed
         self._options = options
-        self._prepared: dict[str, list[Example]] = {}
+        self._splits: dict[str, Examples] = {}
+        if options.device is not None:
+            bundle.module.to(options.device)
+        learn_statistics(corpus, bundle, seed=seed)
 
     def train(self, progress: Callable[[Progress], None]) -> Mapping[str, float]:
         """Train from the module's present weights; leave the best epoch's in it; return that epoch's dev metrics.
 
         Best is the lowest dev WER, then the lowest dev loss, then the earliest. Parameters keep their identity, buffers
-        go with the weights. Raises `TrainingError` naming epoch and batch when a loss or its gradient is not finite.
+        go with the weights. Raises `TrainingError` naming epoch and step when losses or gradients are not finite, more
+        often than `nonfinite` allows.
         """
-        options, module = self._options, self._bundle.module
-        optimizer = AdamW(module.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-        best: dict[str, float] = {}
-        chosen: dict[str, Tensor] = {}
-        for epoch in range(1, options.epochs + 1):
-            _set_learning_rate(optimizer, options.lr / options.lr_anneal ** (epoch - 1))
-            loss = self._train_epoch(epoch, optimizer)
-            metrics = self.evaluate("dev")
-            progress(Progress(epoch=epoch, epochs=options.epochs, loss=loss, metrics=metrics))
-            if not best or _rank(metrics) < _rank(best):
-                best = metrics
-                chosen = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        module.load_state_dict(chosen)
-        return best
+        return self._train(Training(self._bundle.module, self._options, None), progress)
+
+    def train_round(self, current: Round, progress: Callable[[Progress], None]) -> Mapping[str, float]:
+        """Train as `train` does, saving the middle of the round, and going on there after an interruption."""
+        return self._train(Training(self._bundle.module, self._options, current), progress)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return `wer` and `cer` (fractions, greedy decoding) and `loss` (nats an utterance) of the present weights."""
-        examples = self._examples(split)
+        bundle, examples = self._bundle, self._examples(split)
         losses = torch.zeros(len(examples))
         recognised = [""] * len(examples)
-        batches = evaluation_batches([len(e.features) for e in examples], batch_size=self._options.batch_size)
-        with torch.no_grad(), _evaluating(self._bundle.module):
-            for indices in batches:
-                scores, lengths, loss = self._forward([examples[i] for i in indices])
-                losses[indices] = loss.cpu()
-                for index, text in zip(indices, self._bundle.decode(scores, lengths), strict=True):
-                    recognised[index] = text
-        return {**error_rates([e.text for e in examples], recognised), "loss": losses.mean().item()}
+        size, most = self._options.batch_size, self._most_frames
+        plan = evaluation_batches(examples.frames, batch_size=size, most_frames=most)
+        loaded = batches(examples, [[(i, None) for i in indices] for indices in plan], workers=0)
+        with bundle.evaluating(), self._autocast():
+            for indices, batch in zip(plan, loaded, strict=True):
+                usable = _usable(batch)
+                features, lengths = self._collated(usable)
+                targets = [example.target for example in usable]
+                loss, written = bundle.objective.evaluated(bundle.module, features, lengths, targets)
+                losses[indices] = loss.float().cpu()
+                for index, emissions in zip(indices, written, strict=True):
+                    recognised[index] = bundle.text(emissions)
+        texts = [utterance.text for utterance in examples.utterances]
+        return {**error_rates(texts, recognised), "loss": losses.mean().item()}
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of optimizer steps in one epoch."""
-        return len(self._batches(epoch=1))
+        """The number of optimizer steps in the first epoch; where `batch_seconds` cuts batches others may differ."""
+        return len(self._steps(epoch=1))
 
     def scoring_batches(self) -> list[list[Example]]:
         """Return the first training batches of an order of their own, the same at every call; not augmented."""
         examples = self._examples("train")
-        return [[examples[i] for i in indices] for indices in self._batches(epoch=0)[: self._options.scoring_batches]]
+        plan = self._batches(epoch=0)[: self._options.scoring_batches]
+        return [_usable([examples[i, None] for i in indices]) for indices in plan]
 
     def scoring_loss(self, module: nn.Module, batch: Sequence[Example]) -> Tensor:
-        """Return the mean CTC loss of a batch, in nats an utterance."""
-        return self._forward(batch)[2].mean()
+        """Return the mean loss of a batch, in nats an utterance."""
+        return self._losses(batch, module).mean()
+
+    def _train(self, training: Training, progress: Callable[[Progress], None]) -> Mapping[str, float]:
+        state, epochs, taken = training.state, self._options.epochs, 0
+        for epoch in range(1, epochs + 1):
+            plan = self._steps(epoch)
+            done, taken = taken, taken + len(plan)
+            if taken <= training.start:
+                continue
+            if training.is_over:
+                break
+            self._train_epoch(epoch, plan, done, training)
+            loss, metrics = state.end_epoch(), self.evaluate("dev")
+            state.consider(metrics, self._bundle.module)
+            progress(Progress(epoch=epoch, epochs=epochs, loss=loss, metrics=metrics))
+            if epoch < epochs:
+                training.save(taken)
+        self._bundle.module.load_state_dict(state.weights)
+        return state.metrics
+
+    def _train_epoch(self, epoch: int, plan: Sequence[Sequence[list[int]]], done: int, training: Training) -> None:
+        """Take the steps of an epoch that are left; `done` lie before it."""
+        left = range(max(training.start - done, 0), len(plan))
+        keys = [[(i, epoch) for i in share(batch)] for number in left for batch in plan[number]]
+        loaded = Waiting(batches(self._examples("train"), keys, workers=self._options.workers))
+        every = self._options.checkpoint_steps
+        self._bundle.module.train()
+        for number in left:
+            taken, step = done + number, plan[number]
+            training.step(
+                [partial(self._next_losses, loaded, batch) for batch in step],
+                sum(map(len, step)),
+                taken=taken,
+                epoch=epoch,
+                where=f"epoch {epoch}, step {number + 1} of {len(plan)}",
+            )
+            if every and (taken + 1) % every == 0 and number + 1 < len(plan):
+                training.save(taken + 1)
+        _log.info("epoch %d: %.1f %% of the time went into waiting for data", epoch, 100 * loaded.share)
+
+    def _next_losses(self, loaded: Waiting, batch: Sequence[int], network: nn.Module) -> Tensor:
+        """Return the losses of this rank's share of the batch that is loaded next."""
+        losses = self._losses(self._kept(next(loaded)), network)
+        return losses if counts(batch) else 0 * losses
+
+    def _losses(self, batch: Sequence[Example], network: nn.Module) -> Tensor:
+        """Return the loss of each utterance, on the device of the network."""
+        features, lengths = self._collated(batch)
+        targets = [example.target for example in batch]
+        with self._autocast():
+            return self._bundle.objective.losses(network, features, lengths, targets)
+
+    def _collated(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        device = device_of(self._bundle.module)
+        features, lengths = collate([example.features for example in batch])
+        return features.to(device), lengths.to(device)
+
+    def _kept(self, batch: Sequence[Example | Fault]) -> list[Example]:
+        """Return the usable examples of a training batch; raise, or log and go on, as the options say."""
+        if self._options.on_bad_utterance == "fail":
+            return _usable(batch)
+        usable = [item for item in batch if isinstance(item, Example)]
+        faults = [item for item in batch if isinstance(item, Fault)]
+        for fault in faults:
+            _log.warning("training goes on without %s: %s", fault.id, fault.reason)
+        return usable or _usable(batch)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._options.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device_of(self._bundle.module).type, getattr(torch, self._options.precision))
+
+    @property
+    def _most_frames(self) -> int | None:
+        seconds, extractor = self._options.batch_seconds, self._bundle.untrained_extractor
+        return None if seconds is None else extractor.frames(round(seconds * extractor.sample_rate))
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        lengths = [len(example.features) for example in self._examples("train")]
-        return training_batches(lengths, batch_size=self._options.batch_size, seed=self._seed, epoch=epoch)
+        frames, size = self._examples("train").frames, self._options.batch_size
+        return training_batches(frames, batch_size=size, seed=self._seed, epoch=epoch, most_frames=self._most_frames)
 
-    def _examples(self, split: str) -> list[Example]:
+    def _steps(self, epoch: int) -> list[list[list[int]]]:
+        """Return the batches of each optimizer step of an epoch."""
+        return steps(self._batches(epoch), accumulate=self._options.accumulate)
+
+    def _examples(self, split: str) -> Examples:
         """Return the examples of a split, prepared at the first call."""
-        if split not in self._prepared:
-            utterances = self._corpus.split(split)
-            self._prepared[split] = prepare(utterances, self._bundle, sample_rate=self._corpus.sample_rate)
-        return self._prepared[split]
-
-    def _train_epoch(self, epoch: int, optimizer: Optimizer) -> float:
-        """Take one step a batch over all training examples; return the mean loss of an utterance."""
-        examples, options = self._examples("train"), self._options
-        batches = self._batches(epoch)
-        self._bundle.module.train()
-        total = 0.0
-        for number, indices in enumerate(batches, start=1):
-            optimizer.zero_grad()
-            loss = self._forward([self._augmented(examples[i]) for i in indices])[2].mean()
-            _check_finite(loss, "loss", epoch, number, len(batches))
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = clip_grad_norm_(self._bundle.module.parameters(), options.grad_norm)
-            _check_finite(norm, "gradient norm", epoch, number, len(batches))
-            optimizer.step()
-            total += loss.item() * len(indices)
-        return total / len(examples)
-
-    def _augmented(self, example: Example) -> Example:
-        augment = self._options.augment
-        return example if augment is None else replace(example, features=spec_augment(example.features, augment))
-
-    def _forward(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scores, output lengths and the loss of each utterance, on the device of the module."""
-        device = next(self._bundle.module.parameters()).device
-        features, lengths = collate([example.features for example in batch])
-        scores, lengths = self._bundle.module(features.to(device), lengths.to(device))
-        return scores, lengths, self._bundle.loss(scores, lengths, [example.target for example in batch])
+        if split not in self._splits:
+            self._splits[split], _ = open_examples(self._corpus, split, self._bundle, self._options, seed=self._seed)
+        return self._splits[split]
 
 
-def _rank(metrics: Mapping[str, float]) -> tuple[float, float]:
-    return metrics["wer"], metrics["loss"]
-
-
-def _set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def _check_finite(number: Tensor, name: str, epoch: int, batch: int, batches: int) -> None:
-    if not math.isfinite(number.item()):
-        raise TrainingError(
-            f"{name} is {number.item()} in epoch {epoch}, batch {batch} of {batches}; try a lower lr or grad_norm"
-        )
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put the module in evaluation mode, and back into its own afterwards."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
+def _usable(batch: Sequence[Example | Fault]) -> list[Example]:
+    """Return the examples; raise `TrainingError` if there are faults among them."""
+    if faults := [item for item in batch if isinstance(item, Fault)]:
+        raise TrainingError(f"{faults[0].id} cannot be used: {faults[0].reason} (on_bad_utterance: skip goes on)")
+    return [item for item in batch if isinstance(item, Example)]

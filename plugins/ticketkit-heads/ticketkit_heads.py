@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 import ticketkit
@@ -18,21 +18,23 @@ COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 Names = tuple[str, ...]
 
 
-class HeadOptions(BaseModel):
+class HeadOptions(ticketkit.Options):
     """How many heads there are, what the layers of an attention are called, and what a head is worth.
 
     Names are relative to the module that holds the query; `../` goes up to the module around it. Of several names the
     first that is there counts. The defaults fit BERT, Whisper, Wav2Vec2, DistilBERT, T5, Llama and models like these.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     heads: int | None = Field(default=None, strict=True, ge=1)
     """Query heads of every attention; by default what it says itself, in `num_heads` or the like or by `head_dim`."""
     query: Names = Field(default=("q_proj", "query", "q_lin", "q"), min_length=1)
+    """What the layer that makes queries may be called."""
     key: Names = Field(default=("k_proj", "key", "k_lin", "k"), min_length=1)
+    """The same of keys."""
     value: Names = Field(default=("v_proj", "value", "v_lin", "v"), min_length=1)
+    """The same of values."""
     output: Names = Field(default=("out_proj", "o_proj", "out_lin", "o", "../output.dense"), min_length=1)
+    """What the layer that reads the heads may be called."""
     pool: Literal["mean", "sum", "max"] = "mean"
     """How the scores of a head's kept weights become its score."""
 

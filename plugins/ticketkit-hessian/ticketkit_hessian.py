@@ -3,17 +3,15 @@
 from collections.abc import Callable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 import ticketkit
 
 Tensors = dict[str, ticketkit.Tensor]
 
 
-class ObdOptions(BaseModel):
+class ObdOptions(ticketkit.Options):
     """How the Hessian's diagonal is estimated, and what becomes of negative curvature."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=8, strict=True, ge=1)
     """Random directions; each takes one pass over the batches. The error falls as 1 / √samples: see the README."""

@@ -1,11 +1,11 @@
 """An observer for ticketkit: one MLflow run for every IMP run, one step for every round.
 
 It writes only where the user says so: to the experiment and the store that `TICKETKIT_MLFLOW_EXPERIMENT` and
-`MLFLOW_TRACKING_URI` name when a run begins. Events do not say which run directory a run has, so an interrupted run is
-recognised by its plan and by the digest of the mask that it goes on with; tags of the MLflow run hold both.
+`MLFLOW_TRACKING_URI` name when a run begins. A run with a run directory names its MLflow run there, in `mlflow.json`,
+and goes on in it after an interruption; without one every run is a new one.
 """
 
-import hashlib
+import json
 import logging
 import os
 import random
@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import ticketkit
 
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 URI = "MLFLOW_TRACKING_URI"
 EXPERIMENT = "TICKETKIT_MLFLOW_EXPERIMENT"
-PLAN, MASK = "ticketkit.plan", "ticketkit.mask."
+NOTE = "mlflow.json"  # in the run directory; it holds no address, for that may hold a password
+MASK = "ticketkit.mask."
 COMPLETE = "density/scope"  # sent last of a round: the steps that have it are the rounds that are all there
 BATCH, LONGEST = 1000, 5000  # metrics in a request, characters in a parameter or tag: what every store takes
 
@@ -38,32 +40,27 @@ class MLflow:
     def __init__(self, uri: str | None = None, experiment: str | None = None):
         self._uri, self._experiment = uri, experiment
         self._run: _Run | None = None
-        self._masks: dict[int, str] = {}  # of the round that starts next and the one before
 
     @ticketkit.hookimpl
-    def ticketkit_run_start(self, plan: Sequence[int], finished: int) -> None:
-        """Open an MLflow run for a new run; that of an interrupted one is found once its mask is known."""
+    def ticketkit_run_start(self, plan: Sequence[int], finished: int, directory: Path | None) -> None:
+        """Open the MLflow run that the run directory names, or a new one."""
         self._run = None
         uri, experiment = self._uri or os.environ.get(URI), self._experiment or os.environ.get(EXPERIMENT)
         if not experiment or not _is_first_process():
             return
         _check_can_send(uri, experiment)
         with _random_state_kept():
-            self._run = _Run(_client(uri), experiment, plan)
-            if not finished:
-                self._run.create()
+            self._run = _Run.opened(_client(uri), experiment, plan, finished, directory)
+
+    @ticketkit.hookimpl
+    def ticketkit_mask_ready(self, index: int, mask: ticketkit.Mask) -> None:
+        """Send which mask the next round trains."""
+        self._send(lambda run: run.tag(f"{MASK}{index}", mask.digest))
 
     @ticketkit.hookimpl
     def ticketkit_round_start(self, round: ticketkit.Round) -> None:
-        """Note the mask of the round, by which the run is recognised if it is interrupted now."""
-        current = {round.index: round.mask.digest}
-        masks, model = self._masks | current, type(round.model).__name__
-        self._send(lambda run: run.start_round(round.index, masks, current, model))
-
-    @ticketkit.hookimpl
-    def ticketkit_mask_ready(self, index: int, mask: ticketkit.Mask, previous: ticketkit.Mask) -> None:
-        """Remember the masks of two rounds."""
-        self._masks = {index - 1: previous.digest, index: mask.digest}
+        """Send what is trained."""
+        self._send(lambda run: run.log_params({"model": type(round.model).__name__}))
 
     @ticketkit.hookimpl
     def ticketkit_ticket_saved(self, ticket: ticketkit.Ticket) -> None:
@@ -99,82 +96,65 @@ class MLflow:
 
 
 class _Run:
-    """One run and its MLflow run."""
+    """One run and its MLflow run, which has the rounds `sent`."""
 
-    def __init__(self, client: Any, experiment: str, plan: Sequence[int]):
+    def __init__(self, client: Any, run_id: str, sent: set[int]):
         self._client = client
-        self._plan = tuple(plan)
-        self._experiment = _experiment_id(client, experiment)
-        self._id: str | None = None
-        self._sent: set[int] = set()
+        self._id = run_id
+        self._sent = sent
 
-    def create(self) -> None:
-        """Start a new MLflow run; its name tells the time, since one that MLflow draws repeats with the seed."""
-        tags = {PLAN: plan_digest(self._plan), "ticketkit.version": version("ticketkit")}
-        name = f"imp-{time.strftime('%Y%m%d-%H%M%S')}"
-        self._id = self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
-        self.log_params({"plan": " ".join(map(str, self._plan)), "rounds": len(self._plan) - 1})
+    @classmethod
+    def opened(cls, client: Any, experiment: str, plan: Sequence[int], finished: int, directory: Path | None) -> Self:
+        """Return the run, in the MLflow run that the directory names, or in a new one, which is named there."""
+        experiment_id = _experiment_id(client, experiment)
+        params = {"plan": _short(" ".join(map(str, plan))), "rounds": str(len(plan) - 1)}
+        note = directory / NOTE if directory else None
+        found = _noted_run(client, note) if note and note.exists() else None
+        if found is None or (found.info.experiment_id, found.data.params.get("plan")) != (
+            experiment_id,
+            params["plan"],
+        ):
+            run = cls(client, _new_run(client, experiment_id, note), set())
+            run.log_params(params)
+            return run
+        run_id = found.info.run_id
+        if finished < len(plan):
+            client.update_run(run_id, status="RUNNING")
+        sent = {metric.step for metric in client.get_metric_history(run_id, COMPLETE)}
+        return cls(client, run_id, sent & set(range(finished)))
 
-    def start_round(self, index: int, masks: Mapping[int, str], current: Mapping[int, str], model: str) -> None:
-        """Note the mask of a round, after finding the MLflow run that goes on with it."""
-        if self._id is None:
-            self._continue(index, masks)
-        self._note(current)
-        self.log_params({"model": model})
+    def tag(self, key: str, value: str) -> None:
+        """Send a tag; a later value of the same key replaces the earlier."""
+        self._client.set_tag(self._id, key, _short(value))
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Send settings; the same setting may be sent again."""
-        entities = _mlflow("entities")
-        sent = [entities.Param(_name(key), _short(str(value))) for key, value in params.items()]
-        if self._id is not None:
-            self._client.log_batch(self._id, params=sent)
+        self._client.log_batch(self._id, params=_params(params))
 
     def log_round(self, record: ticketkit.RoundRecord) -> None:
-        """Send the metrics of one round, unless they are there."""
-        if self._id is None or record.index in self._sent:
+        """Send one round, unless it is there."""
+        if record.index in self._sent:
             return
-        self.log_params({"scope_total": record.total, "model_total": record.model_total})
         entities, now = _mlflow("entities"), int(time.time() * 1000)
+        sizes = {"scope_total": record.total, "model_total": record.model_total}
+        mask = entities.RunTag(f"{MASK}{record.index}", record.mask_digest)
+        self._client.log_batch(self._id, params=_params(sizes), tags=[mask])
         sent = [entities.Metric(_name(key), value, now, record.index) for key, value in metrics(record).items()]
         for start in range(0, len(sent), BATCH):
             self._client.log_batch(self._id, metrics=sent[start : start + BATCH])
         self._sent.add(record.index)
 
     def end(self, records: Sequence[ticketkit.RoundRecord]) -> None:
-        """Complete the MLflow run."""
-        masks = {record.index: record.mask_digest for record in records}
-        if self._id is None:
-            self._continue(records[-1].index, masks, ended=True)
+        """Complete the MLflow run; one that has ended before keeps the time of that."""
         for record in records:
             self.log_round(record)
-        self._note(masks)
-        self._client.set_terminated(self._id, "FINISHED")
+        if self._client.get_run(self._id).info.status != "FINISHED":
+            self._client.set_terminated(self._id, "FINISHED")
 
     def fail(self, error: BaseException) -> None:
         """Mark the MLflow run as failed, with the error in a tag."""
-        if self._id is not None:
-            self._client.set_tag(self._id, "ticketkit.error", _short(f"{type(error).__name__}: {error}"))
-            self._client.set_terminated(self._id, "FAILED")
-
-    def _note(self, masks: Mapping[int, str]) -> None:
-        entities = _mlflow("entities")
-        self._client.log_batch(
-            self._id, tags=[entities.RunTag(f"{MASK}{index}", digest) for index, digest in masks.items()]
-        )
-
-    def _continue(self, index: int, masks: Mapping[int, str], *, ended: bool = False) -> None:
-        """Take up the latest MLflow run that goes on with round `index` and has these masks, or start a new one."""
-        condition = f"tags.`{PLAN}` = '{plan_digest(self._plan)}'"
-        runs = self._client.search_runs([self._experiment], condition, order_by=["attributes.start_time DESC"])
-        for run in runs:
-            noted = {int(tag.removeprefix(MASK)): mask for tag, mask in run.data.tags.items() if tag.startswith(MASK)}
-            if (ended or run.info.status != "FINISHED") and is_same_run(noted, masks, index):
-                self._id = run.info.run_id
-                self._sent = {metric.step for metric in self._client.get_metric_history(self._id, COMPLETE)}
-                if run.info.status != "FINISHED":
-                    self._client.update_run(self._id, status="RUNNING")
-                return
-        self.create()
+        self.tag("ticketkit.error", f"{type(error).__name__}: {error}")
+        self._client.set_terminated(self._id, "FAILED")
 
 
 def metrics(record: ticketkit.RoundRecord) -> dict[str, float]:
@@ -200,22 +180,6 @@ def provenance(facts: ticketkit.TicketFacts) -> dict[str, object]:
             known |= {part: chosen.entry, f"{part}.version": chosen.version}
             known |= {f"{part}.{option}": value for option, value in chosen.options.items()}
     return {name: value for name, value in known.items() if value is not None}
-
-
-def plan_digest(plan: Sequence[int]) -> str:
-    """Return SHA-256 of the planned counts, as 64 hexadecimal digits."""
-    return hashlib.sha256(" ".join(map(str, plan)).encode()).hexdigest()
-
-
-def is_same_run(noted: Mapping[int, str], masks: Mapping[int, str], index: int) -> bool:
-    """Say whether the run that noted these masks is the one that goes on with round `index` and has `masks`.
-
-    Either it knew the mask of that round, or it was killed in the round before it, whose mask it knew. The mask of a
-    dense round is that of every run with its shapes, so it proves nothing.
-    """
-    if index in noted:
-        return noted[index] == masks.get(index)
-    return index > 1 and max(noted, default=-1) == index - 1 and noted[index - 1] == masks.get(index - 1)
 
 
 def _check_can_send(uri: str | None, experiment: str) -> None:
@@ -251,6 +215,42 @@ def _experiment_id(client: Any, name: str) -> str:
     if found and found.lifecycle_stage != "active":
         raise ticketkit.ConfigError(f"the MLflow experiment {name!r} was deleted; restore it or choose another name")
     return made
+
+
+def _new_run(client: Any, experiment_id: str, note: Path | None) -> str:
+    """Start a new MLflow run, name it in the note and return its id.
+
+    Its own name tells the time, since one that MLflow draws repeats with the seed.
+    """
+    name, tags = f"imp-{time.strftime('%Y%m%d-%H%M%S')}", {"ticketkit.version": version("ticketkit")}
+    run_id: str = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+    if note:
+        partial = note.with_name(f".{note.name}.partial")
+        partial.write_text(json.dumps({"run_id": run_id}), encoding="utf-8")
+        partial.replace(note)
+    return run_id
+
+
+def _noted_run(client: Any, note: Path) -> Any:
+    """Return the MLflow run that a note names; None if the store has no such run, or it was deleted there."""
+    try:
+        run_id = json.loads(note.read_text(encoding="utf-8"))["run_id"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ticketkit.StorageError(
+            f"{note} is damaged: {error!r}; delete it, and the run begins a new MLflow run"
+        ) from error
+    try:
+        found = client.get_run(run_id)
+    except _mlflow("exceptions").MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return found if found.info.lifecycle_stage == "active" else None
+
+
+def _params(settings: Mapping[str, object]) -> list[Any]:
+    param = _mlflow("entities").Param
+    return [param(_name(key), _short(str(value))) for key, value in settings.items()]
 
 
 def _mlflow(module: str) -> Any:

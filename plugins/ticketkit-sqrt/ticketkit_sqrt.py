@@ -7,19 +7,18 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import isqrt, prod
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 import ticketkit
 
 BITS = 64  # of a root's fraction: its relative error is below 2^-64
 
 
-class StaircaseOptions(BaseModel):
-    """Options of `staircase`: how many rounds a stair is long."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class StaircaseOptions(ticketkit.Options):
+    """What a stair is like."""
 
     hold: int = Field(default=2, strict=True, ge=1)
+    """How many rounds a stair is long; the last may be shorter."""
 
 
 @ticketkit.hookimpl

@@ -1,8 +1,8 @@
 """An observer for ticketkit: the rounds of every run in TensorBoard, one folder for each run.
 
 It writes only where the user says so: into the folder that `TICKETKIT_TENSORBOARD_DIR` names when a run begins, or that
-`TensorBoard(folder)` was given. Events do not say which run directory a run has, so an interrupted run is recognised by
-its plan and by the digest of the mask that it goes on with; `ticketkit.json` in each folder holds both.
+`TensorBoard(folder)` was given. A run with a run directory names its folder there, in `tensorboard.json`, and goes on
+in it after an interruption; without one every run is a new one.
 """
 
 import json
@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,31 +23,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DIRECTORY = "TICKETKIT_TENSORBOARD_DIR"
-NOTE = "ticketkit.json"
+NOTE = "tensorboard.json"  # in the run directory
+SCORES = (
+    "scores"  # a folder of their own: when a round is written late, what is there of later ones goes, but not these
+)
 COMPLETE = "density/scope"  # written last of a round: the steps that have it are the rounds that are all there
-
+SHOWN, BINS = 1_000_000, 64  # scores of a parameter that a histogram counts, and into how many bins
 PATIENCE = 2.0  # seconds, for the clock to pass the last event file
-
-
-@dataclass
-class Note:
-    """What a folder says of its run: the planned counts, mask digests by round, and whether it came to its end."""
-
-    plan: list[int]
-    masks: dict[int, str] = field(default_factory=dict)
-    ended: bool = False
-
-    @classmethod
-    def read(cls, folder: Path) -> "Note":
-        """Return the note in a folder."""
-        content = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        return cls(content["plan"], {int(index): mask for index, mask in content["masks"].items()}, content["ended"])
-
-    def write(self, folder: Path) -> None:
-        """Write the note into a folder, whole or not at all."""
-        partial = folder / f".{NOTE}.partial"
-        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        partial.replace(folder / NOTE)
 
 
 class TensorBoard:
@@ -57,36 +38,25 @@ class TensorBoard:
     def __init__(self, directory: str | Path | None = None):
         self._directory = directory
         self._run: _Run | None = None
-        self._masks: dict[int, str] = {}  # of the round that starts next and the one before
 
     @ticketkit.hookimpl
-    def ticketkit_run_start(self, plan: Sequence[int], finished: int) -> None:
-        """Open a folder for a new run; that of an interrupted one is found once its mask is known."""
+    def ticketkit_run_start(self, plan: Sequence[int], finished: int, directory: Path | None) -> None:
+        """Open the folder of the run."""
         self._close()
-        directory = self._directory or os.environ.get(DIRECTORY)
-        if not directory or not _is_first_process():
+        base = self._directory or os.environ.get(DIRECTORY)
+        if not base or not _is_first_process():
             return
         if find_spec("tensorboard") is None:
             raise ticketkit.ConfigError(
-                f"{directory} is to hold TensorBoard's event files, but TensorBoard is missing: pip install tensorboard"
+                f"{base} is to hold TensorBoard's event files, but TensorBoard is missing: pip install tensorboard"
             )
-        self._run = _Run(Path(directory), plan)
-        if not finished:
-            self._run.open(0, {})
+        self._run = _Run(run_folder(Path(base), directory), plan, finished)
 
     @ticketkit.hookimpl
-    def ticketkit_round_start(self, round: ticketkit.Round) -> None:
-        """Note the mask of the round, by which the run is recognised if it is interrupted now."""
+    def ticketkit_scores_ready(self, index: int, scores: Mapping[str, ticketkit.Tensor], mask: ticketkit.Mask) -> None:
+        """Write what the criterion thinks of the weights that are still there."""
         if self._run is not None:
-            current = {round.index: round.mask.digest}
-            if not self._run.is_open:
-                self._run.open(round.index, self._masks | current)
-            self._run.note(current)
-
-    @ticketkit.hookimpl
-    def ticketkit_mask_ready(self, index: int, mask: ticketkit.Mask, previous: ticketkit.Mask) -> None:
-        """Remember the masks of two rounds."""
-        self._masks = {index - 1: previous.digest, index: mask.digest}
+            self._run.write_scores(index, scores, mask)
 
     @ticketkit.hookimpl
     def ticketkit_ticket_saved(self, ticket: ticketkit.Ticket) -> None:
@@ -110,7 +80,7 @@ class TensorBoard:
     @ticketkit.hookimpl
     def ticketkit_run_error(self, error: BaseException, index: int) -> None:
         """Write what ended the run; it may go on later."""
-        if self._run is not None and self._run.is_open:
+        if self._run is not None:
             self._run.text("error", f"`{type(error).__name__}`: {error}", index)
         self._close()
 
@@ -121,41 +91,20 @@ class TensorBoard:
 
 
 class _Run:
-    """One run and its folder of event files."""
+    """One run, from round `finished` on, and its folder."""
 
-    def __init__(self, base: Path, plan: Sequence[int]):
+    def __init__(self, folder: Path, plan: Sequence[int], finished: int):
         self.facts: ticketkit.TicketFacts | None = None
-        self._base = base
-        self._note = Note(list(plan))
-        self._folder = base
-        self._writer: SummaryWriter | None = None
-        self._written: set[int] = set()
-
-    @property
-    def is_open(self) -> bool:
-        return self._writer is not None
-
-    def open(self, index: int, masks: Mapping[int, str], *, ended: bool = False) -> None:
-        """Go on with round `index` in the folder of the run that has these masks; in a new one if there is none."""
-        folder = _folder_of(self._base, self._note.plan, masks, index, ended=ended) if masks else None
-        if folder is None:
-            self._folder = _new_folder(self._base)
-            self._note.write(self._folder)
-        else:
-            self._folder, self._note = folder, Note.read(folder)
-            self._written = written_rounds(folder) & set(range(index + ended))
-        self._start_file(index + ended)
-
-    def note(self, masks: Mapping[int, str]) -> None:
-        """Note masks and write them at once."""
-        self._note.masks |= masks
-        self._note.write(self._folder)
+        self._folder = folder
+        self._plan = plan
+        self._rounds = _Events(folder, finished)
+        self._scores = _Events(folder / SCORES, finished)
 
     def write(self, record: ticketkit.RoundRecord) -> None:
         """Write all of one round."""
-        writer, step = self._opened(), record.index
+        writer, step = self._rounds.writer, record.index
         if step == 0:
-            facts = settings(self._note.plan, self.facts)
+            facts = settings(self._plan, self.facts)
             self.text("settings", _table(facts), step)
             file: Any = writer.file_writer
             for summary in _hparams(facts, [f"metrics/{name}" for name in record.metrics]):
@@ -164,58 +113,72 @@ class _Run:
         for name, value in scalars(record).items():
             writer.add_scalar(name, value, step)
         writer.flush()
-        self._written.add(step)
+
+    def write_scores(self, index: int, scores: Mapping[str, ticketkit.Tensor], mask: ticketkit.Mask) -> None:
+        """Write the scores of the weights that `mask` keeps, a histogram for each parameter that has some left."""
+        for name in mask:
+            values = shown_scores(scores[name], mask[name])
+            if len(values):
+                self._scores.writer.add_histogram(f"scores/{name}", values, index, bins=edges(values))
+        self._scores.writer.flush()
 
     def end(self, records: Sequence[ticketkit.RoundRecord]) -> None:
         """Complete the run: from the first missing round on, everything is written anew, in order."""
-        if not self.is_open:
-            self.open(records[-1].index, {record.index: record.mask_digest for record in records}, ended=True)
-        missing = [record.index for record in records if record.index not in self._written]
+        self._rounds.close()
+        written = written_rounds(self._folder)
+        missing = [record.index for record in records if record.index not in written]
         if missing:
-            self.close()
-            self._start_file(missing[0])
+            self._rounds = _Events(self._folder, missing[0])
             for record in records[missing[0] :]:
                 self.write(record)
-        self._note.masks |= {record.index: record.mask_digest for record in records}
-        self._note.ended = True
-        self._note.write(self._folder)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        writer = self._opened()
-        writer.add_text(tag, text, step)
-        writer.flush()
+        self._rounds.writer.add_text(tag, text, step)
+        self._rounds.writer.flush()
+
+    def close(self) -> None:
+        self._rounds.close()
+        self._scores.close()
+
+
+class _Events:
+    """The event files of a folder; another one is begun at the first writing, and nothing counts that files before it
+    hold of round `index` or later.
+    """
+
+    def __init__(self, folder: Path, index: int):
+        self._folder = folder
+        self._index = index
+        self._writer: SummaryWriter | None = None
+
+    @property
+    def writer(self) -> "SummaryWriter":
+        if self._writer is None:
+            self._writer = _begun(self._folder, self._index)
+        return self._writer
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        self._writer = None
 
-    def _start_file(self, index: int) -> None:
-        """Open another event file, before which nothing of round `index` or later counts.
 
-        TensorBoard reads files in the order of their names, which tell seconds; of one second the order is not sure.
-        """
-        from torch.utils.tensorboard import SummaryWriter
+def run_folder(base: Path, directory: Path | None) -> Path:
+    """Return the folder in `base` that a run directory names; a new one, which is named there, if it names none.
 
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            before = _event_files(self._folder)
-            self._writer = SummaryWriter(str(self._folder), purge_step=index)
-            fresh = _event_files(self._folder) - before
-            if not before or min(fresh) > max(before):
-                return
-            if time.monotonic() > deadline:
-                logger.warning("%s has events from the future; TensorBoard may show rounds twice", self._folder)
-                return
-            self._writer.close()
-            for file in fresh:
-                file.unlink()
-            time.sleep(0.05)
-
-    def _opened(self) -> "SummaryWriter":
-        if self._writer is None:
-            raise ticketkit.RunError(f"a round came before its run started, so nothing was written to {self._base}")
-        return self._writer
+    Raises `StorageError` if what is there cannot be read.
+    """
+    base = base.resolve()
+    note = directory / NOTE if directory else None
+    if note and note.exists():
+        noted = _noted(note)
+        if noted.parent == base and noted.is_dir():
+            return noted
+    folder = _new_folder(base)
+    if note:
+        partial = note.with_name(f".{note.name}.partial")
+        partial.write_text(json.dumps({"folder": str(folder)}), encoding="utf-8")
+        partial.replace(note)
+    return folder
 
 
 def scalars(record: ticketkit.RoundRecord) -> dict[str, float]:
@@ -245,15 +208,22 @@ def settings(plan: Sequence[int], facts: ticketkit.TicketFacts | None) -> dict[s
     return {name: value for name, value in known.items() if value is not None}
 
 
-def is_same_run(noted: Mapping[int, str], masks: Mapping[int, str], index: int) -> bool:
-    """Say whether the run that noted these masks is the one that goes on with round `index` and has `masks`.
+def shown_scores(scores: ticketkit.Tensor, kept: ticketkit.Tensor) -> Any:
+    """Return the finite scores of kept weights, in float64; of more than `SHOWN` of them, evenly spaced ones."""
+    values = scores.detach()[kept.to(scores.device)]
+    values = values[:: max(1, -(-len(values) // SHOWN))].double().cpu()
+    return values[values.isfinite()].numpy()
 
-    Either it knew the mask of that round, or it was killed in the round before it, whose mask it knew. The mask of a
-    dense round is that of every run with its shapes, so it proves nothing.
+
+def edges(values: Any) -> Any:
+    """Return the edges of at most `BINS` equal bins from the least to the greatest value; no two edges are the same.
+
+    TensorBoard's own bins reach from 1e-12 to 1e20, which not every criterion keeps to.
     """
-    if index in noted:
-        return noted[index] == masks.get(index)
-    return index > 1 and max(noted, default=-1) == index - 1 and noted[index - 1] == masks.get(index - 1)
+    import numpy as np
+
+    found = np.unique(np.linspace(values.min(), values.max(), BINS + 1))
+    return found if len(found) > 1 else np.array([found[0], np.nextafter(found[0], np.inf)])
 
 
 def written_rounds(folder: Path) -> set[int]:
@@ -264,14 +234,13 @@ def written_rounds(folder: Path) -> set[int]:
     return {event.step for event in events.Scalars(COMPLETE)} if COMPLETE in events.Tags()["scalars"] else set()
 
 
-def _folder_of(base: Path, plan: list[int], masks: Mapping[int, str], index: int, *, ended: bool) -> Path | None:
-    """Return the latest folder whose run goes on with round `index`, or one that ended if this run has ended too."""
-    folders = sorted((path.parent for path in base.glob(f"run-*/{NOTE}")), key=_number)
-    for folder in reversed(folders):
-        note = Note.read(folder)
-        if note.plan == plan and (ended or not note.ended) and is_same_run(note.masks, masks, index):
-            return folder
-    return None
+def _noted(note: Path) -> Path:
+    try:
+        return Path(json.loads(note.read_text(encoding="utf-8"))["folder"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ticketkit.StorageError(
+            f"{note} is damaged: {error!r}; delete it, and the run begins a new folder of event files"
+        ) from error
 
 
 def _new_folder(base: Path) -> Path:
@@ -285,6 +254,29 @@ def _new_folder(base: Path) -> Path:
             number += 1
         else:
             return folder
+
+
+def _begun(folder: Path, index: int) -> "SummaryWriter":
+    """Return a writer of another event file, before which nothing of round `index` or later counts.
+
+    TensorBoard reads files in the order of their names, which tell seconds; of one second the order is not sure.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        before = _event_files(folder)
+        writer = SummaryWriter(str(folder), purge_step=index)
+        fresh = _event_files(folder) - before
+        if not before or min(fresh) > max(before):
+            return writer
+        if time.monotonic() > deadline:
+            logger.warning("%s has events from the future; TensorBoard may show rounds twice", folder)
+            return writer
+        writer.close()
+        for file in fresh:
+            file.unlink()
+        time.sleep(0.05)
 
 
 def _event_files(folder: Path) -> set[Path]:

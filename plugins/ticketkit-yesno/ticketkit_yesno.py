@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 import ticketkit
 
@@ -26,6 +27,8 @@ WORDS = ("NO", "YES")
 """What the digits 0 and 1 of a file name say."""
 DEV_EVERY = 5
 """Of the recordings that are not test, the fifth, tenth, … are dev."""
+WHOLE = 60
+"""How many recordings the corpus has."""
 
 _NAME = re.compile(r"[01](_[01]){7}\.wav")
 _SHOWN = 10
@@ -35,14 +38,12 @@ _HOW_TO_GET_IT = (
 )
 
 
-class YesNoOptions(BaseModel):
+class YesNoOptions(ticketkit.Options):
     """Where the recordings are, and how many must be there."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     root: Path | None = None
     """The folder that holds `waves_yesno`, or is it; by default the environment variable TICKETKIT_DATA."""
-    recordings: int = Field(default=60, ge=2 * DEV_EVERY)
+    recordings: int = Field(default=WHOLE, ge=2 * DEV_EVERY)
     """How many recordings the folder must hold; the whole corpus has 60."""
 
 
@@ -119,6 +120,27 @@ class YesNoCorpus:
 def ticketkit_register_corpora(register: Callable[..., None]) -> None:
     """Register the corpus under its name."""
     register("yesno", open_yesno, options=YesNoOptions)
+
+
+@ticketkit.hookimpl
+def ticketkit_register_commands(cli: typer.Typer) -> None:
+    """Add the command `ticketkit yesno check`."""
+    commands = typer.Typer(help="The corpus YesNo.", no_args_is_help=True)
+    commands.callback()(lambda: None)  # a group, though of one command
+    commands.command()(check)
+    cli.add_typer(commands, name="yesno")
+
+
+def check(
+    root: Annotated[Path, typer.Argument(help="the folder that holds waves_yesno, or is it")],
+    recordings: Annotated[int, typer.Option(min=2 * DEV_EVERY, help="how many there must be")] = WHOLE,
+) -> None:
+    """Read every recording of YesNo, and show what each split holds; faults are named, with exit code 2."""
+    facts = open_yesno(options=YesNoOptions(root=root, recordings=recordings)).describe()
+    typer.echo(f"{recordings_folder(root)}: {recordings} recordings, all of them whole")
+    for split, of in facts["splits"].items():
+        typer.echo(f"{split:<5} {of['utterances']:>3} recordings {of['words']:>4} words {of['hours']:.4f} hours")
+    typer.echo(f"digest {facts['digest']}")
 
 
 def open_yesno(*, options: YesNoOptions) -> YesNoCorpus:

@@ -51,6 +51,10 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def two_tones() -> SpeechCorpus:
+    return two_tones_corpus()
+
+
+def two_tones_corpus() -> SpeechCorpus:
     """Two words, each a tone: learnt in seconds. Dev and test differ from train in length and order."""
 
     def utterance(split: str, index: int, words: str) -> Utterance:

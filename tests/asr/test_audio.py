@@ -1,10 +1,14 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from ticketkit import DataError
-from ticketkit_asr.audio import from_pcm, read_all, read_audio, resample, split_pcm
+from ticketkit_asr.audio import _ratio, _resampler, from_pcm, read_all, read_audio, resample, split_pcm
 from ticketkit_asr.errors import BadAudioError
 
 
@@ -80,3 +84,24 @@ def test_a_streamed_wav_file_of_unknown_length_is_read(tmp_path):
     content[at : at + 4] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
     assert len(read_audio(path, sample_rate=8000)) == 1000
+
+
+@pytest.mark.parametrize(("source", "target"), [(11_127, 16_000), (44_056, 8_000), (7_919, 16_000), (15_999, 16_000)])
+def test_odd_rates_are_resampled_in_little_memory_and_keep_duration_and_pitch(source, target):
+    time = torch.arange(source) / source
+    resampled = resample(torch.sin(2 * torch.pi * 440 * time), source=source, target=target)
+    assert abs(len(resampled) - target) <= 1 + target / 10_000
+    spectrum = torch.fft.rfft(resampled, n=target).abs()
+    assert abs(spectrum.argmax() - 440) <= 1
+    assert sum(kernel.numel() for kernel in _resampler(*_ratio(source, target)).buffers()) <= 5_000_000
+
+
+@given(st.integers(4_000, 200_000), st.integers(8_000, 48_000))
+@example(16_000, 8_000)
+@example(44_100, 16_000)
+def test_ratios_of_rates_are_exact_where_their_terms_are_small_and_near_everywhere(source, target):
+    terms = _ratio(source, target)
+    exact, taken = Fraction(source, target), Fraction(*terms)
+    assert max(terms) <= 2000
+    assert taken == exact or max(exact.numerator, exact.denominator) > 2000
+    assert abs(taken / exact - 1) < Fraction(1, 1900)

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketkit_asr.batching import evaluation_batches, training_batches
+from ticketkit_asr.batching import evaluation_batches, steps, training_batches
 
 lengths = st.lists(st.integers(1, 2000), max_size=200)
 sizes = st.integers(1, 40)
@@ -18,6 +18,25 @@ def test_training_batches_hold_every_utterance_once_and_none_is_too_large(length
 def test_evaluation_batches_go_from_short_to_long(lengths, size):
     flat = [i for batch in evaluation_batches(lengths, batch_size=size) for i in batch]
     assert flat == sorted(range(len(lengths)), key=lambda i: lengths[i])
+
+
+@given(lengths, sizes, st.integers(1, 3000))
+def test_padded_batches_are_bounded_but_for_an_utterance_alone(lengths, size, most):
+    for batches in (
+        training_batches(lengths, batch_size=size, seed=0, epoch=1, most_frames=most),
+        evaluation_batches(lengths, batch_size=size, most_frames=most),
+    ):
+        assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+        for batch in batches:
+            assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= most
+
+
+@given(st.lists(st.just([0]), max_size=20), st.integers(1, 6))
+def test_steps_hold_every_batch_once_in_order(batches, accumulate):
+    numbered = [[i] for i in range(len(batches))]
+    grouped = steps(numbered, accumulate=accumulate)
+    assert [batch for step in grouped for batch in step] == numbered
+    assert all(len(step) == accumulate for step in grouped[:-1])
 
 
 def test_batches_depend_on_seed_and_epoch_alone():

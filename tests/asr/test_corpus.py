@@ -1,4 +1,5 @@
 import json
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -33,3 +34,15 @@ def test_the_digest_changes_with_texts_and_samples_alone():
 def test_an_unknown_split_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="no split 'tset'; it has train, dev"):
         corpus().split("tset")
+
+
+def test_the_digest_of_sound_in_memory_counts_every_sample():
+    head = b"train\0u\0s\0ONE CAF\xc3\x89\x008000\0"
+    assert corpus().digest == sha256(head + 8_000 * b"\0\0\0?").hexdigest()
+
+
+def test_what_was_dropped_is_described_by_counts_and_facts_go_along():
+    described = SpeechCorpus("c", 8_000, {"train": []}, dropped={"train": {"too long": ["a", "b"]}}, facts={"of": "x"})
+    facts = json.loads(json.dumps(described.describe()))
+    assert facts["dropped"] == {"train": {"too long": 2}}
+    assert facts["of"] == "x"

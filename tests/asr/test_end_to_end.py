@@ -26,7 +26,7 @@ def settings(root: Path, **corpus: Any) -> dict[str, Any]:
     return {
         "corpus": {"name": "fsdd", "root": str(root), **sizes, **corpus},
         "backbone": {"name": "cnn_lstm", **TINY},
-        "trainer": {"name": "ctc", "epochs": EPOCHS, "batch_size": 4, "lr": 0.02},
+        "trainer": {"name": "asr", "epochs": EPOCHS, "batch_size": 4, "lr": 0.02},
         "prune": {"rate": 0.3, "rounds": 2, "criterion": "magnitude_over_init"},
         "tolerance": 0.1,
     }

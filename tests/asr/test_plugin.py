@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ticketkit_asr import plugin
-from ticketkit_asr.trainer import CtcTrainer
+from ticketkit_asr.trainer import SpeechTrainer
 
 
 @pytest.fixture
@@ -24,7 +24,11 @@ def registered():
 
 
 def test_the_plugin_registers_the_speech_entries_with_options_and_a_summary(registered):
-    assert sorted(registered) == ["cnn_lstm", "ctc", "fsdd", "spoken_digits"]
+    assert set(registered) == {
+        *("cnn_lstm", "rnnt", "conformer", "transformer"),
+        *("an4", "common_voice", "fsdd", "librispeech", "manifest", "spoken_digits", "tedlium"),
+        "asr",
+    }
     for obj, options in registered.values():
         assert obj.__doc__
         assert options.model_config["frozen"]
@@ -46,9 +50,9 @@ def test_importing_and_registering_loads_nothing_heavy():
 
 def test_entries_fit_together(registered, tiny, two_tones):
     bundle = registered["cnn_lstm"][0](options=tiny)
-    options = registered["ctc"][1](epochs=1)
-    trainer = registered["ctc"][0](bundle, two_tones, seed=0, options=options)
-    assert isinstance(trainer, CtcTrainer)
+    options = registered["asr"][1](epochs=1)
+    trainer = registered["asr"][0](bundle, two_tones, seed=0, options=options)
+    assert isinstance(trainer, SpeechTrainer)
     assert set(trainer.evaluate("dev")) == {"wer", "cer", "loss"}
 
 

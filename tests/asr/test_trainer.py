@@ -5,10 +5,10 @@ import torch
 
 from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
 from ticketkit_asr.errors import TrainingError
-from ticketkit_asr.trainer import CtcTrainer
-from ticketkit_asr.trainer_options import CtcOptions, SpecAugmentOptions
+from ticketkit_asr.trainer import SpeechTrainer
+from ticketkit_asr.trainer_options import SpecAugmentOptions, TrainerOptions
 
-FAST = CtcOptions(epochs=3, batch_size=4, lr=0.01)
+FAST = TrainerOptions(epochs=3, batch_size=4, lr=0.01)
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def trainer_of(tiny, two_tones):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             bundle = build_cnn_lstm(options=tiny)
-        return CtcTrainer(bundle, corpus, seed=seed, options=options), bundle.module
+        return SpeechTrainer(bundle, corpus, seed=seed, options=options), bundle.module
 
     return make
 
@@ -35,13 +35,13 @@ def ignore(progress):
 
 
 def test_the_defaults_are_the_papers_schedule():
-    options = CtcOptions()
+    options = TrainerOptions()
     assert (options.lr, options.lr_anneal, options.weight_decay) == (3e-4, 1.1, 1e-5)
     assert (options.epochs, options.batch_size, options.grad_norm, options.augment) == (16, 32, 400.0, None)
 
 
 def test_training_learns_to_recognise_what_it_never_heard(trainer_of):
-    trainer, _ = trainer_of(CtcOptions(epochs=60, batch_size=4, lr=0.02, lr_anneal=1.02))
+    trainer, _ = trainer_of(TrainerOptions(epochs=60, batch_size=4, lr=0.02, lr_anneal=1.02))
     assert trainer.train(ignore)["wer"] == 0.0
     assert trainer.evaluate("test")["cer"] <= 0.5
 
@@ -56,7 +56,7 @@ def test_equal_seeds_train_to_equal_bits(trainer_of):
 
 
 def test_a_trainer_trains_again_as_if_for_the_first_time(trainer_of):
-    trainer, module = trainer_of(CtcOptions(epochs=2, batch_size=4, augment=SpecAugmentOptions(frequency_width=4)))
+    trainer, module = trainer_of(TrainerOptions(epochs=2, batch_size=4, augment=SpecAugmentOptions(frequency_width=4)))
     start, ends = state(module), []
     for _ in range(2):
         module.load_state_dict(start)
@@ -77,7 +77,7 @@ def test_another_seed_trains_otherwise(trainer_of):
 
 
 def test_dev_alone_chooses_the_epoch_and_its_weights_and_buffers_stay(trainer_of, monkeypatch):
-    trainer, module = trainer_of(CtcOptions(epochs=5, batch_size=4))
+    trainer, module = trainer_of(TrainerOptions(epochs=5, batch_size=4))
     dev = {1: (0.5, 9.0), 2: (0.25, 8.0), 3: (0.25, 7.0), 4: (0.25, 7.0), 5: (0.75, 1.0)}
     asked, states = [], []
 
@@ -134,7 +134,7 @@ def test_weights_held_at_zero_by_hooks_stay_zero(trainer_of):
 def test_features_are_computed_once_for_all_trainings(trainer_of, monkeypatch):
     trainer, _ = trainer_of()
     trainer.train(ignore)
-    monkeypatch.setattr("ticketkit_asr.trainer.prepare", None)
+    monkeypatch.setattr("ticketkit_asr.trainer.open_examples", None)
     trainer.train(ignore)
 
 
@@ -142,33 +142,33 @@ def test_the_learning_rate_falls_after_every_epoch_from_the_papers_rule(trainer_
     rates = []
     step = torch.optim.AdamW.step
 
-    def watched(self, *args):
+    def watched(self, *args, **kwargs):
         rates.append(self.param_groups[0]["lr"])
-        return step(self, *args)
+        return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    trainer, _ = trainer_of(CtcOptions(epochs=3, batch_size=8, lr=0.011))
+    trainer, _ = trainer_of(TrainerOptions(epochs=3, batch_size=8, lr=0.011))
     trainer.train(ignore)
     assert rates == pytest.approx([0.011, 0.01, 0.011 / 1.21])
 
 
 def test_a_loss_that_is_not_finite_is_told_with_its_epoch_and_batch(trainer_of):
-    trainer, module = trainer_of(CtcOptions(epochs=2, batch_size=4))
+    trainer, module = trainer_of(TrainerOptions(epochs=2, batch_size=4))
 
     def spoil(progress):
         with torch.no_grad():
             module.output.weight[0, 0] = math.nan
 
-    with pytest.raises(TrainingError, match="loss is nan in epoch 2, batch 1 of 2"):
+    with pytest.raises(TrainingError, match="loss is nan in epoch 2, step 1 of 2"):
         trainer.train(spoil)
 
 
 def test_evaluating_changes_neither_weights_nor_mode_and_ignores_batch_size(trainer_of):
-    trainer, module = trainer_of(CtcOptions(batch_size=1))
+    trainer, module = trainer_of(TrainerOptions(batch_size=1))
     module.train()
     before = state(module)
     alone = trainer.evaluate("dev")
     assert module.training
     assert same(state(module), before)
-    together = trainer_of(CtcOptions(batch_size=32))[0].evaluate("dev")
+    together = trainer_of(TrainerOptions(batch_size=32))[0].evaluate("dev")
     assert together == pytest.approx(alone, rel=1e-4)

@@ -11,4 +11,6 @@ collect_ignore = [
     "loop.py",
     "memory.py",
     "files.py",
+    "features.py",
+    "transducer.py",
 ]

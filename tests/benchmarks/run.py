@@ -12,12 +12,14 @@ import json
 from collections.abc import Callable, Iterator
 
 import torch
+from features import feature_speed
 from figures import Figure, markdown
 from files import mask_files, ticket_files
 from loop import imp_overhead
 from memory import rewind_time, training_memory
 from selection import exactness, pruned_selection_time, selection_memory, selection_time
 from training import training_time
+from transducer import transducer_loss
 
 FIGURES: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "P1": selection_time,
@@ -30,6 +32,8 @@ FIGURES: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "P8": ticket_files,
     "P9": rewind_time,
     "P10": imp_overhead,
+    "P12": transducer_loss,
+    "P13": feature_speed,
 }
 
 

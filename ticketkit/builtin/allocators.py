@@ -8,10 +8,11 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ticketkit.allocation import Allocator, apportion, densities_by_name
 from ticketkit.errors import BudgetError, ConfigError
+from ticketkit.options import Options
 
 if TYPE_CHECKING:
     from ticketkit.mask import Mask
@@ -21,18 +22,14 @@ Counts = Mapping[str, int]
 Density = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
-class ByPatternOptions(BaseModel):
+class ByPatternOptions(Options):
     """Options of `by_pattern`: the density of parameters by a shell glob over their names, or by their full name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     densities: dict[str, Density] = Field(min_length=1)
 
 
-class LayerCountsOptions(BaseModel):
+class LayerCountsOptions(Options):
     """Options of `layer_counts`: the ticket files whose counts are taken over."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tickets: tuple[Path, ...] = Field(min_length=1)
 

@@ -7,17 +7,15 @@ network runs in evaluation mode; `training: true` runs it as in training, dropou
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from ticketkit.criterion import ScoreInputs
+from ticketkit.options import Options
 
 Tensors = dict[str, torch.Tensor]
 
 
-class GradientOptions(BaseModel):
+class GradientOptions(Options):
     """How the network runs while its gradients are taken."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     training: bool = False
 

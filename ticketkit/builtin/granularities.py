@@ -4,19 +4,18 @@ from collections.abc import Callable
 from math import prod
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 
 from ticketkit.contest import Pool
 from ticketkit.errors import ScopeError
 from ticketkit.granularity import Labels, Layout, Weights, along
 from ticketkit.members import Member
+from ticketkit.options import Options
 from ticketkit.units import Units
 
 
-class UnitOptions(BaseModel):
+class UnitOptions(Options):
     """What a unit is worth."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pool: Pool = "mean"
     """How the scores of a unit's kept weights become its score."""

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
 from ticketkit.builtin.granularities import refuse_missing
 from ticketkit.criterion import flat_slice
@@ -15,13 +15,12 @@ from ticketkit.errors import BudgetError, ConfigError
 from ticketkit.granularity import Array, Counts, Layout, Scores
 from ticketkit.mask import Mask, Shape
 from ticketkit.members import kept_run
+from ticketkit.options import Options
 from ticketkit.selection import CHUNK, select, whole_number
 
 
-class NOfMOptions(BaseModel):
+class NOfMOptions(Options):
     """How many of how many consecutive weights stay."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: PositiveInt = 2
     m: PositiveInt = 4

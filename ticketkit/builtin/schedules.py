@@ -10,9 +10,10 @@ from fractions import Fraction
 from itertools import islice, pairwise
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ticketkit.errors import ConfigError
+from ticketkit.options import Options
 from ticketkit.schedule import MOST_ROUNDS, Target, share
 
 BITS = 192  # of fixed-point fractions: enough for 10^5 rounds of 10^12 weights to be certain of every count
@@ -23,18 +24,14 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
 
 
-class ConstantCountOptions(BaseModel):
+class ConstantCountOptions(Options):
     """Options of `constant_count`: how many weights go in each round."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: Count
 
 
-class ExplicitOptions(BaseModel):
+class ExplicitOptions(Options):
     """Options of `explicit`: what stays after each pruning, as strictly falling `densities` or as `counts`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     densities: tuple[Share, ...] | None = Field(default=None, min_length=1)
     """Shares of the weights that the run starts from: 0.8 keeps 80 % of them."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ticketkit.criterion import ScoreInputs
 from ticketkit.errors import ConfigError, ScoreError
 from ticketkit.mask import Mask
+from ticketkit.options import Options
 from ticketkit.probe import Probe, set_evaluating, twice_differentiable
 from ticketkit.scope import masked_parameters
 from ticketkit.selection import select
@@ -21,10 +22,8 @@ from ticketkit.selection import select
 Tensors = dict[str, torch.Tensor]
 
 
-class SynflowOptions(BaseModel):
+class SynflowOptions(Options):
     """In how many steps the network is pruned down while it is scored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     iterations: int = Field(default=100, ge=1)
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from ticketkit.criterion import Criterion, ElementwiseScores, ScoreInputs
 from ticketkit.errors import ScoreError
+from ticketkit.options import Options
 
 
 def magnitude(inputs: ScoreInputs) -> Mapping[str, torch.Tensor]:
@@ -101,10 +101,8 @@ INVERTIBLE: dict[str, Criterion] = {
 }
 
 
-class InvertedOptions(BaseModel):
+class InvertedOptions(Options):
     """Whose scores are inverted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     of: Literal[
         "magnitude",

@@ -1,16 +1,53 @@
-"""A recogniser with all that belongs to it: network, features, alphabet, loss and decoding."""
+"""A recogniser with all that belongs to it: network, features, alphabet, and what it learns and writes by."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import ctc_loss
 
-from ticketkit_asr.decode import greedy
-from ticketkit_asr.features import FeatureExtractor
+from ticketkit_asr.features import FeatureExtractor, FeatureStatistics
 from ticketkit_asr.text import Alphabet
+
+MEAN, DEVIATION = "feature_mean", "feature_deviation"
+"""Buffers of a network that hears features centred over the corpus: they are part of it, and travel with it."""
+
+
+@dataclass(frozen=True)
+class Emission:
+    """One label that is written, at one output frame."""
+
+    frame: int
+    label: int
+
+
+class Objective(Protocol):
+    """What a network learns, and how its output is read: CTC (`ticketkit_asr.ctc`) or a transducer."""
+
+    def losses(self, network: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        """Return the loss of each utterance, in nats: (batch,).
+
+        `network` is the module or a wrapper around it, `features` (batch, frames, bins), `lengths` (batch,) the frames
+        of each utterance, `targets` its label indices.
+        """
+        ...
+
+    def evaluated(
+        self, module: Any, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]
+    ) -> tuple[Tensor, list[list[Emission]]]:
+        """Return the losses, and what the module writes, greedily; one pass for both where that is possible."""
+        ...
+
+    def written(self, module: Any, features: Tensor, lengths: Tensor, *, beam: int = 1) -> list[list[Emission]]:
+        """Return what the module writes: greedily, or the best of a beam search."""
+        ...
+
+    def fits(self, target: Sequence[int], frames: int) -> bool:
+        """Say whether an utterance of so many output frames can hold a target at all."""
+        ...
 
 
 class CtcNetwork(nn.Module, ABC):
@@ -29,17 +66,40 @@ class CtcNetwork(nn.Module, ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class CtcBundle:
-    """A network that scores labels frame by frame, and what turns audio into its input and its output into text."""
+class SpeechBundle:
+    """A network, what turns audio into its input, the labels it writes, and what it learns."""
 
-    module: CtcNetwork
-    extractor: FeatureExtractor
+    module: Any
+    """An `nn.Module` with `output_lengths(frames)`."""
+    untrained_extractor: FeatureExtractor
     alphabet: Alphabet
+    objective: Objective
+
+    @classmethod
+    def of(cls, module: nn.Module, extractor: FeatureExtractor, alphabet: Alphabet, objective: Objective) -> Self:
+        """Return the bundle of a network, which gets room for the corpus' statistics where its features need them."""
+        if not extractor.is_fitted:
+            module.register_buffer(MEAN, torch.zeros(extractor.bins))
+            module.register_buffer(DEVIATION, torch.ones(extractor.bins))
+        return cls(module, extractor, alphabet, objective)
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """What makes features, with the statistics that the network has learnt of its corpus, if it needs any."""
+        if self.untrained_extractor.is_fitted:
+            return self.untrained_extractor
+        mean, deviation = (tuple(getattr(self.module, name).tolist()) for name in (MEAN, DEVIATION))
+        return replace(self.untrained_extractor, statistics=FeatureStatistics(mean, deviation))
+
+    def learn_statistics(self, statistics: FeatureStatistics) -> None:
+        """Let the network keep the statistics of its train split."""
+        for name, values in ((MEAN, statistics.mean), (DEVIATION, statistics.deviation)):
+            getattr(self.module, name).copy_(torch.tensor(values))
 
     @property
     def sample_rate(self) -> int:
         """The rate of the audio that `features` takes, in Hz."""
-        return self.extractor.sample_rate
+        return self.untrained_extractor.sample_rate
 
     def features(self, waveform: Tensor) -> Tensor:
         """Return the features (frames, bins) of a waveform (samples,) at `sample_rate`."""
@@ -47,30 +107,24 @@ class CtcBundle:
 
     def frames(self, samples: int) -> int:
         """Return the number of output frames for an utterance of `samples` samples at `sample_rate`."""
-        return self.output_frames(self.extractor.frames(samples))
+        return self.output_frames(self.untrained_extractor.frames(samples))
 
     def output_frames(self, frames: int) -> int:
         """Return the number of output frames for an utterance of `frames` feature frames."""
         return int(self.module.output_lengths(torch.tensor(frames)))
 
-    def loss(self, scores: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
-        """Return the CTC loss of each utterance, in nats: shape (batch,).
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run the network as it is used: in evaluation mode, without gradients; its modes come back afterwards."""
+        modes = {module: module.training for module in self.module.modules()}
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
-        `scores` (batch, frames, labels) and `lengths` (batch,) are what the module returns, `targets` label indices.
-        """
-        return ctc_loss(
-            scores.log_softmax(-1).transpose(0, 1),
-            torch.cat(list(targets)).to(scores.device),
-            lengths,
-            torch.tensor([len(target) for target in targets]),
-            blank=self.alphabet.blank,
-            reduction="none",
-        )
-
-    def decode(self, scores: Tensor, lengths: Tensor) -> list[str]:
-        """Return the text of each utterance by greedy decoding."""
-        paths = scores.argmax(-1).tolist()
-        return [
-            self.alphabet.decode(greedy(path[:length], blank=self.alphabet.blank))
-            for path, length in zip(paths, lengths.tolist(), strict=True)
-        ]
+    def text(self, emissions: Sequence[Emission]) -> str:
+        """Return the text of what was written."""
+        return self.alphabet.decode(emission.label for emission in emissions)

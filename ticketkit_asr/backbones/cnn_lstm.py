@@ -11,22 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
-from ticketkit_asr.backbones.bundle import CtcBundle, CtcNetwork
+from ticketkit_asr.backbones.bundle import CtcNetwork, SpeechBundle
 from ticketkit_asr.backbones.options import CnnLstmOptions, ConvOptions
+from ticketkit_asr.ctc import Ctc
 from ticketkit_asr.features import FeatureExtractor
-from ticketkit_asr.text import ENGLISH
+from ticketkit_asr.labels import alphabet_of
 
 
-def build_cnn_lstm(*, options: CnnLstmOptions) -> CtcBundle:
-    """Return a freshly initialised CNN-LSTM with its features and the paper's 29 labels.
+def build_cnn_lstm(*, options: CnnLstmOptions) -> SpeechBundle:
+    """Return a freshly initialised CNN-LSTM with its features and labels, by default the paper's 29.
 
     Every layer is initialised by its own `reset_parameters`, from torch's global generator.
     """
     extractor = FeatureExtractor(options.features, options.sample_rate)
+    alphabet = alphabet_of(options.labels)
     module = CnnLstm(
-        bins=extractor.bins, labels=ENGLISH.size, convs=options.convs, hidden=options.hidden, layers=options.layers
+        bins=extractor.bins, labels=alphabet.size, convs=options.convs, hidden=options.hidden, layers=options.layers
     )
-    return CtcBundle(module=module, extractor=extractor, alphabet=ENGLISH)
+    return SpeechBundle.of(module, extractor, alphabet, Ctc(alphabet.blank))
 
 
 class CnnLstm(CtcNetwork):

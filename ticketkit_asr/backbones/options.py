@@ -1,18 +1,19 @@
 """What a recogniser can be told: sizes and features, with named presets. Free of torch: checking a config is fast."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Predicate
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
+
+from ticketkit import ConfigError, Options
 
 _OddInt = Annotated[int, Field(gt=0), Predicate(lambda size: size % 2 == 1)]
 
 
-class FeatureOptions(BaseModel):
+class FeatureOptions(Options):
     """The spectral features that a recogniser hears, frame by frame."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["log_spectrogram", "log_mel"] = "log_spectrogram"
     """`log_spectrogram`: log1p |STFT|, the paper's; `log_mel`: the logarithm of mel-weighted |STFT|."""
@@ -22,8 +23,15 @@ class FeatureOptions(BaseModel):
     """From one frame to the next, in milliseconds."""
     mels: PositiveInt = 40
     """Mel bands of `log_mel`."""
-    centre: Literal["utterance", "bin"] = "utterance"
-    """Subtract the utterance's mean, as in the paper, or each bin's own mean, which cancels microphone and timbre."""
+    n_fft: PositiveInt | None = None
+    """Samples in an FFT, the window padded with zeros; by default as many as `fft` says."""
+    centre: Literal["utterance", "bin", "corpus"] = "utterance"
+    """What is subtracted, and what the rest is divided by.
+
+    `utterance`: its mean, and its deviation, as in the paper. `bin`: each bin's own mean over the utterance, which
+    cancels microphone and timbre, and the utterance's deviation. `corpus`: each bin's mean and deviation over the train
+    split, measured once; unlike the others it leaves in how loud an utterance is.
+    """
 
     def window(self, sample_rate: int) -> int:
         """Return the samples in a window."""
@@ -34,8 +42,18 @@ class FeatureOptions(BaseModel):
         return round(sample_rate * self.hop_ms / 1000)
 
     def fft(self, sample_rate: int) -> int:
-        """Return the size of the FFT: the window; for mel bands the power of two above, so that none is empty."""
+        """Return the size of the FFT: the window; for mel bands the power of two above, so that none is empty.
+
+        Raises `ConfigError` when `n_fft` is given and shorter than the window.
+        """
         window = self.window(sample_rate)
+        if self.n_fft is not None:
+            if self.n_fft < window:
+                raise ConfigError(
+                    f"n_fft {self.n_fft} is shorter than a window of {self.window_ms:g} ms at {sample_rate} Hz, "
+                    f"which has {window} samples; give at least {window}, or leave n_fft out"
+                )
+            return self.n_fft
         return window if self.kind == "log_spectrogram" else 1 << (window - 1).bit_length()
 
     def bins(self, sample_rate: int) -> int:
@@ -43,10 +61,39 @@ class FeatureOptions(BaseModel):
         return self.mels if self.kind == "log_mel" else self.fft(sample_rate) // 2 + 1
 
 
-class ConvOptions(BaseModel):
-    """One convolution over (frequency, time), padded so that only its stride shortens its input."""
+class LabelOptions(Options):
+    """What a recogniser writes: by default the paper's 29 labels, blank, apostrophe, A to Z and space."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    characters: str | None = None
+    """Characters of your own instead, each once."""
+    bpe: Path | None = None
+    """A sentencepiece model instead, such as `ticketkit asr bpe` writes."""
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> "LabelOptions":
+        if self.characters is not None and self.bpe is not None:
+            raise ValueError("characters and bpe say the same thing in two ways; give one of them")
+        if self.characters is not None and len(set(self.characters)) != len(self.characters):
+            raise ValueError(f"characters are given once each; {self.characters!r} repeats some")
+        return self
+
+
+def filled(presets: Mapping[str, Mapping[str, Any]], given: Any) -> Any:
+    """Return the settings of the preset that is named with those given put over them; `features` one by one.
+
+    A preset that is not there is left for its field to refuse.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    preset = presets.get(given.get("preset", "small"), {})
+    merged = {**preset, **given}
+    if isinstance(given.get("features"), Mapping):
+        merged["features"] = {**preset.get("features", {}), **given["features"]}
+    return merged
+
+
+class ConvOptions(Options):
+    """One convolution over (frequency, time), padded so that only its stride shortens its input."""
 
     channels: PositiveInt
     kernel: tuple[_OddInt, _OddInt]
@@ -80,19 +127,18 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """`paper`: 86.6 M parameters, as published; `small`: 0.58 M, trains in a minute on two CPU cores."""
 
 
-class CnnLstmOptions(BaseModel):
+class CnnLstmOptions(Options):
     """Sizes of the CNN-LSTM: a preset, and whatever is to differ from it.
 
     >>> CnnLstmOptions(hidden=64).layers, CnnLstmOptions(preset="paper").hidden
     (2, 1024)
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     preset: Literal["small", "paper"] = "small"
     sample_rate: PositiveInt
     """Rate of the audio that the features are computed from, in Hz; corpora at other rates are resampled."""
     features: FeatureOptions
+    labels: LabelOptions = LabelOptions()
     convs: tuple[ConvOptions, ...] = Field(min_length=1)
     hidden: PositiveInt
     """Units of each direction of each LSTM layer."""
@@ -102,14 +148,4 @@ class CnnLstmOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        """Return the preset's settings with those given put over them; `features` are merged one by one.
-
-        A preset that is not there is left for its field to refuse.
-        """
-        if not isinstance(given, Mapping):
-            return given
-        preset = PRESETS.get(given.get("preset", "small"), {})
-        merged = {**preset, **given}
-        if isinstance(given.get("features"), Mapping):
-            merged["features"] = {**preset.get("features", {}), **given["features"]}
-        return merged
+        return filled(PRESETS, given)

@@ -1,21 +1,18 @@
 """Recordings that took time to make, kept on disk: one file for everything that one recipe makes, whole or absent."""
 
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from ticketkit_asr.audio import Pcm, split_pcm
-
-_log = logging.getLogger(__name__)
+from ticketkit_asr.storage import loaded, replacing
 
 
 def default_cache_dir() -> Path:
@@ -31,13 +28,12 @@ def cached_recordings(path: Path, recipe: Mapping[str, Any], make: Callable[[], 
     logged and replaced.
     """
     key = digest(recipe)
-    if path.exists():
-        try:
-            return _load(path, key)
-        except (SafetensorError, ValueError, OSError) as error:
-            _log.warning("%s cannot be used (%s); making it again", path, error)
+    found = loaded(path, lambda path: _load(path, key))
+    if found is not None:
+        return found
     recordings = list(make())
-    _write_atomically(path, _dump(recordings, key))
+    with replacing(path) as file:
+        file.write(_dump(recordings, key))
     return recordings
 
 
@@ -64,17 +60,3 @@ def _load(path: Path, key: str) -> list[Pcm]:
     if sha256(samples.tobytes()).hexdigest() != facts.get("samples") or lengths.sum() != len(samples):
         raise ValueError("its samples are not those that were written")
     return split_pcm(samples, lengths.tolist())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or absent at any time, also when several processes write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

@@ -1,7 +1,7 @@
 """What every speech corpus is: utterances in train, dev and test splits, and the facts of them worth reporting."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Protocol
@@ -25,6 +25,10 @@ class Audio(Protocol):
         """Return the samples, or raise `DataError` naming the file that cannot be read."""
         ...
 
+    def fingerprint(self) -> bytes:
+        """Return what tells this sound from others: the samples where they are at hand, else where they come from."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
@@ -41,8 +45,12 @@ class InMemory:
         """Return the samples."""
         return self.waveform
 
+    def fingerprint(self) -> bytes:
+        """Return the number of samples, and the samples."""
+        return f"{len(self.waveform)}\0".encode() + self.waveform.astype("<f4").tobytes()
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Utterance:
     """Somebody says something; `id` is unique within the corpus."""
 
@@ -50,16 +58,22 @@ class Utterance:
     audio: Audio
     text: str
     speaker: str
+    lang: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class SpeechCorpus:
-    """Utterances recorded at `sample_rate` Hz; `skipped` names the files left out as unreadable."""
+    """Utterances at `sample_rate` Hz, and what was left out of them."""
 
     name: str
     sample_rate: int
     splits: Mapping[str, Sequence[Utterance]]
     skipped: tuple[str, ...] = ()
+    """Files left out because they cannot be used."""
+    dropped: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """Of each split: reason -> ids of the utterances left out."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else a report should say of it, JSON-able."""
 
     def split(self, name: str) -> Sequence[Utterance]:
         """Return the utterances of `train`, `dev` or `test`; raises `ConfigError` for any other name."""
@@ -68,25 +82,32 @@ class SpeechCorpus:
         return self.splits[name]
 
     def describe(self) -> dict[str, Any]:
-        """Return JSON-able facts: sample rate, digest of the content, skipped files and `split_facts` of each split."""
+        """Return JSON-able facts: sample rate, digest, files and utterances left out, `split_facts` of each split."""
         return {
+            **self.facts,
             "name": self.name,
             "sample_rate": self.sample_rate,
             "digest": self.digest,
             "skipped": {"count": len(self.skipped), "files": list(self.skipped)},
+            "dropped": {
+                split: {reason: len(ids) for reason, ids in reasons.items()} for split, reasons in self.dropped.items()
+            },
             "splits": {name: split_facts(split, self.sample_rate) for name, split in self.splits.items()},
         }
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over split, id, speaker, text and samples of every utterance, in order."""
+        """SHA-256 over split, id, speaker, text and fingerprint of every utterance, in order.
+
+        Sound in memory counts with its samples. Sound in files is not read: it counts with where it is in its file,
+        and with the digest of the file that `prepare_corpus` recorded, or else the file's size and time stamp.
+        """
         content = sha256()
         for name, utterances in self.splits.items():
             for utterance in utterances:
-                waveform = utterance.audio.read()
-                head = [name, utterance.id, utterance.speaker, utterance.text, str(len(waveform))]
-                content.update("\0".join(head).encode() + b"\0")
-                content.update(waveform.astype("<f4").tobytes())
+                head = f"{name}\0{utterance.id}\0{utterance.speaker}\0{utterance.text}\0"
+                content.update(head.encode())
+                content.update(utterance.audio.fingerprint())
         return content.hexdigest()
 
 

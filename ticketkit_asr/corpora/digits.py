@@ -1,15 +1,15 @@
 """Connected digits: what the digit corpora share."""
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
+from pydantic import PositiveInt, field_validator
+
+from ticketkit import Options
 
 WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 """The word of each digit."""
 
 
-class ConnectedDigitsOptions(BaseModel):
+class ConnectedDigitsOptions(Options):
     """How many utterances of connected digits, and how long."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     train_utterances: PositiveInt = 600
     dev_utterances: PositiveInt = 200

@@ -1,8 +1,6 @@
 """Optimal Brain Damage against Hessians written out, and a run that names it through the entry point."""
 
-import sys
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +9,19 @@ import torch
 from torch import nn
 
 import ticketkit
-from ticketkit.testing import TINY_NETS, mlp
+from ticketkit.testing import TINY_NETS, check_criterion, mlp, plugin_installed
 
-ROOT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[1]
 LABELS = torch.tensor([0, 2, 1, 2])
 Scores = dict[str, torch.Tensor]
 
 
-@pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ticketkit.Plugins:
-    """The plugins of an environment where this one is installed: its module and its entry point are on the path."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    info = tmp_path / "ticketkit_hessian-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    points = "".join(f"{name} = {value}\n" for name, value in project["entry-points"]["ticketkit"].items())
-    (info / "entry_points.txt").write_text(f"[ticketkit]\n{points}")
-    monkeypatch.setenv("TICKETKIT_LOAD_PLUGINS", "hessian")
-    monkeypatch.delitem(sys.modules, "ticketkit_hessian", raising=False)
-    monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.syspath_prepend(tmp_path)
-    return ticketkit.Plugins.discover()
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ticketkit.Plugins]:
+    """The plugins of an environment where this one is installed."""
+    with plugin_installed(PROJECT, tmp_path_factory.mktemp("site")), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TICKETKIT_LOAD_PLUGINS", "hessian")
+        yield ticketkit.Plugins.discover()
 
 
 def cross_entropy(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
@@ -151,38 +141,20 @@ def test_differences_of_gradients_stand_in_for_second_derivatives(plugins: ticke
     torch.testing.assert_close(flat(near), flat(exact), rtol=1e-4, atol=1e-6)
 
 
-def test_signs_come_from_the_generator_and_from_nowhere_else(plugins: ticketkit.Plugins) -> None:
+def test_other_seeds_draw_other_signs(plugins: ticketkit.Plugins) -> None:
     model, data = tiny()
-    first = flat(obd(plugins, inputs(model, data, cross_entropy, seed=3)))
-    state = torch.get_rng_state()
-    torch.manual_seed(99)
-    again = flat(obd(plugins, inputs(model, data, cross_entropy, seed=3)))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, flat(obd(plugins, inputs(model, data, cross_entropy, seed=4))))
-    torch.manual_seed(7)
-    expected = torch.rand(1)
-    torch.manual_seed(7)
-    obd(plugins, inputs(model, data, cross_entropy))
-    assert torch.equal(torch.rand(1), expected)
-    torch.set_rng_state(state)
+    first, other = (flat(obd(plugins, inputs(model, data, cross_entropy, seed=seed))) for seed in (3, 4))
+    assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("options", [{}, {"training": True}, {"exact": False}], ids=str)
-def test_scoring_leaves_the_network_as_it_was(plugins: ticketkit.Plugins, options: dict[str, Any]) -> None:
-    model = TINY_NETS["convnet"].build().train()
-    data = [TINY_NETS["convnet"].inputs()]
-    cross_entropy(model, data[0]).backward()
-    model[0].weight.requires_grad_(False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    copies = {name: None if g is None else g.clone() for name, g in gradients.items()}
-    obd(plugins, inputs(model, data, cross_entropy), samples=2, **options)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert model.training
-    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["0.weight"]
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is gradients[name]
-        assert copies[name] is None or torch.equal(parameter.grad, copies[name])
+@pytest.mark.parametrize(
+    ("net", "options"),
+    [("attention", {}), ("convnet", {"training": True, "clamp": True}), ("mlp", {"exact": False})],
+    ids=str,
+)
+def test_it_obeys_the_laws_of_criteria(plugins: ticketkit.Plugins, net: str, options: dict[str, Any]) -> None:
+    chosen = {"name": "obd", "samples": 1, **options}
+    check_criterion(chosen, nets={net: TINY_NETS[net]}, plugins=plugins, examples=2)
 
 
 def test_an_option_that_makes_no_sense_is_refused(plugins: ticketkit.Plugins) -> None:

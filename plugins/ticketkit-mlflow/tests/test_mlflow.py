@@ -1,10 +1,10 @@
 """What the observer sends, read back from a store, in runs that name it through the entry point."""
 
+import contextlib
+import json
 import random
 import shutil
-import sys
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,43 +16,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ticketkit
-from ticketkit.testing import mlp
+from ticketkit.testing import mlp, plugin_installed
 
 for package in ("mlflow", "sqlalchemy", "alembic"):
     pytest.importorskip(package, reason="the tests need a store: pip install 'ticketkit-mlflow[sqlite]'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:unclosed database:ResourceWarning")
 
-ROOT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[1]
 Discover = Callable[[], ticketkit.Plugins]
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a store with its tables once; that takes seconds."""
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables, which take seconds to make; every test has an experiment of its own there."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        Store(f"sqlite:///{path}").client.search_experiments()
+        Store(path, "any").client.search_experiments()
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An environment where the plugin is installed."""
+    with plugin_installed(PROJECT, tmp_path_factory.mktemp("site")):
+        yield
+
+
 @pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Discover:
-    """Discover the plugins of an environment where this one is installed: its module and its entry point are there."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    site = tmp_path / "site"
-    info = site / "ticketkit_mlflow-0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    points = "".join(f"{name} = {value}\n" for name, value in project["entry-points"]["ticketkit"].items())
-    (info / "entry_points.txt").write_text(f"[ticketkit]\n{points}")
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Discover:
+    """Discover the plugins, of which only this one counts."""
     monkeypatch.setenv("TICKETKIT_LOAD_PLUGINS", "mlflow")
     monkeypatch.setenv("TICKETKIT_CHECK_OBSERVERS", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("TICKETKIT_MLFLOW_EXPERIMENT", raising=False)
-    monkeypatch.delitem(sys.modules, "ticketkit_mlflow", raising=False)
-    monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.syspath_prepend(site)
     return ticketkit.Plugins.discover
 
 
@@ -64,16 +61,17 @@ def module(plugins: Discover) -> ModuleType:
 
 
 class Store:
-    """A store, read through MLflow's own client."""
+    """An experiment in a store, read through MLflow's own client."""
 
-    def __init__(self, uri: str):
+    def __init__(self, database: Path, experiment: str):
         from mlflow.tracking import MlflowClient
 
-        self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
+        self.uri, self.experiment = f"sqlite:///{database}", experiment
+        self.client = MlflowClient(tracking_uri=self.uri)
 
     def runs(self) -> list[Any]:
         """Return the runs of the experiment, the first one first."""
-        found = self.client.get_experiment_by_name("tickets")
+        found = self.client.get_experiment_by_name(self.experiment)
         return self.client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"]) if found else []
 
     def history(self, run: Any) -> dict[str, list[tuple[int, float]]]:
@@ -83,14 +81,11 @@ class Store:
 
 
 @pytest.fixture
-def store(
-    plugins: Discover, module: ModuleType, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Store:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("TICKETKIT_MLFLOW_EXPERIMENT", "tickets")
-    return Store(uri)
+def store(plugins: Discover, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    found = Store(database, tmp_path.name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", found.uri)
+    monkeypatch.setenv("TICKETKIT_MLFLOW_EXPERIMENT", found.experiment)
+    return found
 
 
 class Killed(BaseException):
@@ -100,13 +95,13 @@ class Killed(BaseException):
 class Training:
     """A training whose metrics are known, and which fails where a test wants it to."""
 
-    def __init__(self, *, fails_in: int | None = None, error: type[BaseException] = RuntimeError, scale: float = 1.0):
-        self.fails_in, self.error, self.scale = fails_in, error, scale
+    def __init__(self, *, fails_in: int | None = None, error: type[BaseException] = RuntimeError):
+        self.fails_in, self.error = fails_in, error
 
     def __call__(self, model: torch.nn.Module) -> None:
         # Draws from all generators, so that an observer that draws as well changes the result.
         jitter = random.random() + float(np.random.rand()) + float(torch.rand(()))
-        optimizer = torch.optim.SGD(model.parameters(), lr=self.scale * jitter)
+        optimizer = torch.optim.SGD(model.parameters(), lr=jitter)
         model(torch.randn(4, 6)).square().sum().backward()
         optimizer.step()
 
@@ -160,7 +155,16 @@ def test_every_round_is_read_back_with_its_step(plugins: Discover, store: Store,
     assert (params["plan"], params["rounds"], params["seed"]) == ("72 36 18 9", "3", "5")
     assert (params["criterion"], params["allocation"]) == ("builtin:magnitude_increase", "builtin:uniform")
     assert (params["scope_total"], params["model_total"], params["model"]) == ("72", "83", "Sequential")
-    assert run.data.tags["ticketkit.mask.3"] == imp.tickets[3].mask.digest
+    masks = [run.data.tags[f"ticketkit.mask.{index}"] for index in range(4)]
+    assert masks == [ticket.mask.digest for ticket in imp.tickets]
+
+
+def test_the_mask_in_training_is_known_before_its_round_has_ended(plugins: Discover, store: Store) -> None:
+    training = Training()
+    for round in training.imp(plugins()):
+        training(round.model)
+        if round.index:
+            assert store.runs()[0].data.tags[f"ticketkit.mask.{round.index}"] == round.mask.digest
 
 
 def test_a_run_without_a_directory_is_sent_too(plugins: Discover, store: Store) -> None:
@@ -177,10 +181,12 @@ def test_without_an_experiment_nothing_is_sent(
     if experiment is not None:
         monkeypatch.setenv("TICKETKIT_MLFLOW_EXPERIMENT", experiment)
     monkeypatch.chdir(tmp_path)
-    before = (tmp_path / "mlflow.db").read_bytes(), sorted(tmp_path.iterdir())
+    experiments = len(store.client.search_experiments())
     training = Training()
-    training.run(training.imp(plugins()))
-    assert ((tmp_path / "mlflow.db").read_bytes(), sorted(tmp_path.iterdir())) == before
+    training.run(training.imp(plugins(), run_dir="run"))
+    assert len(store.client.search_experiments()) == experiments
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert not (tmp_path / "run" / "mlflow.json").exists()
 
 
 def test_an_experiment_without_a_store_is_refused(
@@ -226,7 +232,7 @@ def test_what_mlflow_draws_from_the_generator_of_the_training_is_taken_back(
     monkeypatch.setattr(client, "create_run", drawing(create))
     monkeypatch.setattr(client, "log_batch", drawing(log))
     state, plugins = random.getstate(), ticketkit.Plugins()
-    plugins.watch(module.MLflow(store.uri, "tickets"))
+    plugins.watch(module.MLflow(store.uri, store.experiment))
     for round in Training().imp(plugins):
         torch.optim.SGD(round.model.parameters(), lr=0.1).step()
     assert len(drawn) > 8
@@ -247,22 +253,20 @@ def test_a_run_that_fails_is_marked_as_failed(plugins: Discover, store: Store) -
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (Killed, "RUNNING")])
-@pytest.mark.parametrize("fails_in", [1, 3])
+@pytest.mark.parametrize("fails_in", [0, 2])
 def test_an_interrupted_run_goes_on_in_its_mlflow_run_without_duplicates(
     fails_in: int, error: type[BaseException], status: str, plugins: Discover, store: Store, tmp_path: Path
 ) -> None:
-    other = Training(scale=3.0)  # a run of the same plan that was interrupted in the same round: not this one
-    for training, name in ((other, "other"), (Training(), "run"), (other, "third")):
-        training.fails_in, training.error = fails_in, error
+    for name in ("run", "other"):  # the other run, of the same settings, is not this one
+        training = Training(fails_in=fails_in, error=error)
         with pytest.raises(error):
             training.run(training.imp(plugins(), run_dir=tmp_path / name))
     training = Training()
     imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
-    first, own, third = store.runs()
+    own, other = store.runs()
     check_complete(store, own, imp)
-    for run in (first, third):
-        assert run.info.status == status
-        assert [step for step, _ in store.history(run)["wer"]] == list(range(fails_in))
+    assert other.info.status == status
+    assert [step for step, _ in store.history(other).get("wer", [])] == list(range(fails_in))
 
 
 class KilledBefore:
@@ -275,10 +279,6 @@ class KilledBefore:
         self.left -= event == self.event
         if self.left == 0:
             raise Killed
-
-    @ticketkit.hookimpl(tryfirst=True)
-    def ticketkit_round_start(self) -> None:
-        self._seen("round_start")
 
     @ticketkit.hookimpl(tryfirst=True)
     def ticketkit_ticket_saved(self) -> None:
@@ -294,7 +294,8 @@ class KilledBefore:
 
 
 @pytest.mark.parametrize(
-    ("event", "times"), [("round_start", 3), ("ticket_saved", 2), ("round_end", 2), ("round_end", 4), ("run_end", 1)]
+    ("event", "times"),
+    [("ticket_saved", 2), ("round_end", 1), ("round_end", 3), ("round_end", 4), ("run_end", 1)],
 )
 def test_a_round_that_was_saved_but_not_sent_is_sent_at_the_end(
     event: str, times: int, plugins: Discover, store: Store, tmp_path: Path
@@ -308,31 +309,128 @@ def test_a_round_that_was_saved_but_not_sent_is_sent_at_the_end(
     check_complete(store, run, imp)
 
 
-def test_a_run_killed_before_it_had_a_mask_of_its_own_is_complete_in_another(
-    plugins: Discover, store: Store, tmp_path: Path
-) -> None:
-    training, watched = Training(), plugins()
-    watched.watch(KilledBefore("round_end", 1))
-    with pytest.raises(Killed):
-        training.run(training.imp(watched, run_dir=tmp_path / "run"))
-    imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
-    first, second = store.runs()
-    assert first.data.metrics == {}
-    check_complete(store, second, imp)
-
-
 def test_going_through_a_finished_run_again_sends_nothing(plugins: Discover, store: Store, tmp_path: Path) -> None:
     training = Training()
     training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
+    (before,) = store.runs()
+    imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
+    (run,) = store.runs()
+    check_complete(store, run, imp)
+    assert run.info.end_time == before.info.end_time
+
+
+def test_rounds_that_are_trained_again_are_sent_again(plugins: Discover, store: Store, tmp_path: Path) -> None:
+    training = Training()
+    training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run" / "rounds" / "003")  # as ticketkit says to do with a round that is damaged
+    training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
+    (run,) = store.runs()
+    assert [step for step, _ in store.history(run)["wer"]] == [0, 1, 2, 3, 3]
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("fails_in", [2, None])
+def test_a_run_that_was_not_watched_so_far_is_complete_in_the_end(
+    fails_in: int | None, plugins: Discover, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(fails_in=fails_in)
+    with monkeypatch.context() as patch, contextlib.suppress(RuntimeError):
+        patch.delenv("TICKETKIT_MLFLOW_EXPERIMENT")
+        training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
+    training = Training()
     imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
     (run,) = store.runs()
     check_complete(store, run, imp)
 
 
-def test_a_store_that_stops_answering_ends_no_run_and_gets_the_rest_at_the_end(
-    plugins: Discover, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_loop_that_was_left_goes_on_in_the_run_that_its_directory_names_and_else_in_a_new_one(
+    kept: bool, plugins: Discover, store: Store, tmp_path: Path
 ) -> None:
-    database, away = tmp_path / "mlflow.db", tmp_path / "away.db"
+    training = Training()
+    imp = training.imp(plugins(), run_dir=tmp_path / "run" if kept else None)
+    for round in imp:
+        if round.index == 2:
+            break
+        training(imp.model)
+        round.log(wer=metric(round.index))
+    training.run(imp)
+    runs = store.runs()
+    assert len(runs) == (1 if kept else 2)
+    check_complete(store, runs[-1], imp)
+
+
+def interrupted(plugins: Discover, directory: Path, **settings: Any) -> None:
+    training = Training(fails_in=settings.pop("fails_in", 2))
+    with pytest.raises(RuntimeError):
+        training.run(training.imp(plugins(), run_dir=directory, **settings))
+
+
+def test_a_run_that_the_store_has_no_more_gets_a_new_one_with_all_its_rounds(
+    plugins: Discover, store: Store, tmp_path: Path
+) -> None:
+    interrupted(plugins, tmp_path / "run")
+    store.client.delete_run(store.runs()[0].info.run_id)
+    training = Training()
+    imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
+    (run,) = store.runs()
+    check_complete(store, run, imp)
+
+
+def test_in_another_store_or_experiment_a_run_is_a_new_one(
+    plugins: Discover, store: Store, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = Path(shutil.copy(database, tmp_path / "other.db"))
+    interrupted(plugins, tmp_path / "run")
+    (first,) = store.runs()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copied}")
+    interrupted(plugins, tmp_path / "run", fails_in=3)
+    (second,) = Store(copied, store.experiment).runs()
+    assert first.info.run_id != second.info.run_id
+    monkeypatch.setenv("TICKETKIT_MLFLOW_EXPERIMENT", "more")
+    training = Training()
+    imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
+    assert Store(copied, store.experiment).runs()[0].info.status == "FAILED"
+    more = Store(copied, "more")
+    (run,) = more.runs()
+    check_complete(more, run, imp)
+
+
+def test_a_directory_that_was_left_to_other_settings_before_anything_was_trained_begins_a_new_run(
+    plugins: Discover, store: Store, tmp_path: Path
+) -> None:
+    interrupted(plugins, tmp_path / "run", fails_in=0)
+    imp = ticketkit.IMP(mlp(), plugins=plugins(), rounds=2, rate=0.5, allocation="uniform", run_dir=tmp_path / "run")
+    Training().run(imp)
+    first, second = store.runs()
+    assert first.data.params["plan"] == "72 36 18 9"
+    assert second.data.params["plan"] == "72 36 18"
+    check_complete(store, second, imp)
+
+
+def test_the_note_in_the_run_directory_holds_no_address(plugins: Discover, store: Store, tmp_path: Path) -> None:
+    """An address may hold a password, and run directories are copied and shared."""
+    training = Training()
+    training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
+    (run,) = store.runs()
+    assert json.loads((tmp_path / "run" / "mlflow.json").read_text()) == {"run_id": run.info.run_id}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"folder": 1}'])
+def test_a_note_that_cannot_be_read_is_refused_by_name(
+    content: str, plugins: Discover, store: Store, tmp_path: Path
+) -> None:
+    training = Training()
+    imp = training.imp(plugins(), run_dir=tmp_path / "run")
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "mlflow.json").write_text(content)
+    with pytest.raises(ticketkit.StorageError, match=r"mlflow\.json is damaged: .*; delete it"):
+        training.run(imp)
+
+
+def test_a_store_that_stops_answering_ends_no_run_and_gets_the_rest_at_the_end(
+    plugins: Discover, store: Store, database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     training = Training()
     imp = training.imp(plugins())
     for round in imp:
@@ -342,8 +440,7 @@ def test_a_store_that_stops_answering_ends_no_run_and_gets_the_rest_at_the_end(
             _execute(database, "ALTER TABLE away RENAME TO metrics")
         training(imp.model)
         round.log(wer=metric(round.index))
-    assert not away.exists()
-    assert "MLflow refused" in caplog.text
+    assert caplog.text.count("MLflow refused") == 2
     (run,) = store.runs()
     check_complete(store, run, imp)
 
@@ -361,7 +458,7 @@ def test_runs_side_by_side_are_kept_apart_by_observers_of_their_own(module: Modu
     training, runs = Training(), []
     for _ in range(2):
         plugins = ticketkit.Plugins()
-        plugins.watch(module.MLflow(store.uri, "tickets"))
+        plugins.watch(module.MLflow(store.uri, store.experiment))
         runs.append(training.imp(plugins))
     for rounds in zip(*runs, strict=True):
         for round in rounds:
@@ -387,22 +484,6 @@ def test_names_that_mlflow_refuses_are_sent_under_names_of_their_own(names: list
     assert len({ticketkit_mlflow._name(name) for name in plain}) == len(plain)
 
 
-ROUNDS = st.integers(0, 4)
-
-
-@given(length=ROUNDS, index=ROUNDS, other=st.booleans())
-def test_only_the_run_with_these_masks_is_recognised(length: int, index: int, other: bool) -> None:
-    """A run noted the masks of rounds 0 to `length`; an `other` one shares only the dense mask."""
-    import ticketkit_mlflow
-
-    masks = {k: "dense" if k == 0 else f"mask {k}" for k in range(6)}
-    noted = {k: "dense" if k == 0 else f"{'other' if other else 'mask'} {k}" for k in range(length + 1)}
-    same = ticketkit_mlflow.is_same_run(noted, {k: masks[k] for k in (index - 1, index) if k >= 0}, index)
-    knew_it = index <= length and (index == 0 or not other)
-    killed_before = index == length + 1 and length > 0 and not other
-    assert same == (knew_it or killed_before)
-
-
 def test_only_the_first_process_of_a_group_sends(module: ModuleType, store: Store) -> None:
     from torch import distributed
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -410,7 +491,7 @@ def test_only_the_first_process_of_a_group_sends(module: ModuleType, store: Stor
     for rank, sent in ((1, 0), (0, 1)):
         distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
         try:
-            module.MLflow(store.uri, "tickets").ticketkit_run_start(plan=(2, 1), finished=0)
+            module.MLflow(store.uri, store.experiment).ticketkit_run_start(plan=(2, 1), finished=0, directory=None)
         finally:
             distributed.destroy_process_group()
         assert len(store.runs()) == sent

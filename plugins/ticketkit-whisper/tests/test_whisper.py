@@ -1,15 +1,12 @@
 """The backbone and its trainer at a few thousand random weights: nothing is downloaded."""
 
 import importlib.util
-import json
-import os
-import shutil
 import subprocess
 import sys
-import tomllib
+import tempfile
 import warnings
 import wave
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,21 +20,21 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import ticketkit
+from ticketkit.testing import check_backbone, check_trainer, plugin_installed
 
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("Whisper needs: pip install 'transformers>=4.57'", allow_module_level=True)
 
 PROJECT = Path(__file__).parents[1]
-if importlib.util.find_spec("ticketkit_whisper") is None:
-    sys.path.append(str(PROJECT))
 
-from ticketkit_whisper import library, plugin  # noqa: E402
-from ticketkit_whisper.bundle import WhisperBundle, build_whisper  # noqa: E402
-from ticketkit_whisper.examples import batches, prepare  # noqa: E402
-from ticketkit_whisper.options import Seq2SeqOptions, WhisperOptions  # noqa: E402
-from ticketkit_whisper.sound import resample  # noqa: E402
-from ticketkit_whisper.text import END, START, Characters, edits, error_rates  # noqa: E402
-from ticketkit_whisper.trainer import Seq2SeqTrainer  # noqa: E402
+with tempfile.TemporaryDirectory() as folder, plugin_installed(PROJECT, Path(folder)):
+    from ticketkit_whisper import library
+    from ticketkit_whisper.bundle import WhisperBundle, build_whisper
+    from ticketkit_whisper.examples import batches, prepare
+    from ticketkit_whisper.options import Seq2SeqOptions, WhisperOptions
+    from ticketkit_whisper.sound import resample
+    from ticketkit_whisper.text import END, START, Characters, edits, error_rates
+    from ticketkit_whisper.trainer import Seq2SeqTrainer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -111,17 +108,31 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ticketkit.Plugins]:
+    """The plugins of an environment where this one and the corpus yesno, which lies beside it, are installed."""
+    monkeypatch.setenv("TICKETKIT_LOAD_PLUGINS", "whisper,yesno")
+    beside = PROJECT.parent / "ticketkit-yesno"
+    with plugin_installed(PROJECT, tmp_path / "site"):
+        if not (beside / "pyproject.toml").exists():
+            yield ticketkit.Plugins.discover()
+            return
+        with plugin_installed(beside, tmp_path / "site"):
+            yield ticketkit.Plugins.discover()
+
+
 # Options and text
 
 
-def test_it_registers_one_backbone_and_one_trainer() -> None:
-    registered: dict[str, Any] = {}
-    for hook in (plugin.ticketkit_register_backbones, plugin.ticketkit_register_trainers):
-        hook(register=lambda name, entry, *, options: registered.update({name: (entry, options)}))
-    assert registered == {
-        "whisper": (plugin.whisper, WhisperOptions),
-        "whisper_seq2seq": (plugin.whisper_seq2seq, Seq2SeqOptions),
-    }
+def test_it_obeys_the_laws_of_backbones(plugins: ticketkit.Plugins) -> None:
+    check_backbone({"name": "whisper", "config": SIZES | {"decoder_layers": 1}}, plugins=plugins)
+
+
+def test_it_obeys_the_laws_of_trainers(plugins: ticketkit.Plugins) -> None:
+    backbone = {"name": "whisper", "config": SIZES | {"dropout": 0.2}, "characters": "AB "}
+    check_trainer(
+        {"name": "whisper_seq2seq", "epochs": 2, "batch_size": 4}, backbone=backbone, corpus=Tones, plugins=plugins
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,14 +246,6 @@ def test_decoding_writes_the_likeliest_label_each_time() -> None:
         expected.append(ours.characters.decode(labels[1:]))
     assert ours.transcribe(heard) == expected
     assert len({len(text) for text in expected}) > 1
-
-
-def test_fresh_weights_come_from_the_global_generator() -> None:
-    torch.manual_seed(3)
-    first = weights(bundle().module)
-    assert not same(weights(bundle().module), first)
-    torch.manual_seed(3)
-    assert same(weights(bundle().module), first)
 
 
 def test_weights_come_back_from_a_folder(tmp_path: Path) -> None:
@@ -360,16 +363,14 @@ def test_dropout_acts_in_training_alone_and_modes_are_left_as_found() -> None:
     assert ours.module.training
 
 
-def test_equal_seeds_train_equal_bits() -> None:
-    def trained(seed: int) -> dict[str, torch.Tensor]:
+def test_other_seeds_train_other_bits() -> None:
+    trained = []
+    for seed in (0, 1):
         torch.manual_seed(5)
-        ours = bundle(dropout=0.2)
+        ours = bundle()
         trainer(ours, seed=seed).train(lambda _: None)
-        return weights(ours.module)
-
-    first = trained(0)
-    assert same(trained(0), first)
-    assert not same(trained(1), first)
+        trained.append(weights(ours.module))
+    assert not same(*trained)
 
 
 def test_the_loss_of_a_split_does_not_depend_on_the_batch_size() -> None:
@@ -408,23 +409,16 @@ def test_utterances_that_do_not_fit_are_named() -> None:
         prepare([], ours, sample_rate=RATE)
 
 
-def test_it_trains_on_another_plugins_corpus(tmp_path: Path) -> None:
+def test_it_trains_on_another_plugins_corpus(plugins: ticketkit.Plugins, tmp_path: Path) -> None:
     """The corpus yesno knows nothing of this trainer, nor this trainer of it."""
-    source = PROJECT.parent / "ticketkit-yesno" / "ticketkit_yesno.py"
-    if not source.exists():
-        pytest.skip("the corpus yesno is not beside this plugin")
-    spec = importlib.util.spec_from_file_location("yesno_beside_whisper", source)
-    assert spec is not None
-    assert spec.loader is not None
-    yesno = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = yesno
-    spec.loader.exec_module(yesno)
+    if not any(entry.name == "yesno" for entry in plugins.registries["corpus"]):
+        pytest.skip("the corpus yesno is neither installed nor beside this plugin")
     (tmp_path / "waves_yesno").mkdir()
     for number in range(10):
         with wave.open(str(tmp_path / "waves_yesno" / ("_".join(f"{number:08b}") + ".wav")), "wb") as file:
             file.setparams((1, 2, RATE, 0, "NONE", ""))
             file.writeframes(np.random.default_rng(number).integers(-3000, 3000, RATE, dtype="<i2").tobytes())
-    corpus = yesno.open_yesno(options=yesno.YesNoOptions(root=tmp_path, recordings=10))
+    corpus = plugins.choose("corpus", {"name": "yesno", "root": tmp_path, "recordings": 10}).call()
     ours = bundle(characters="ENOSY ", labels=40)
     of = Seq2SeqTrainer(ours, corpus, seed=0, options=Seq2SeqOptions(epochs=1))
     assert set(of.train(lambda _: None)) == {"wer", "cer", "loss"}
@@ -465,61 +459,16 @@ def test_the_door_leaves_no_stub_behind() -> None:
     assert module is None or module.__doc__ != "Stands in for a torchaudio that does not load."
 
 
-def test_without_transformers_the_command_that_installs_it_is_named(tmp_path: Path) -> None:
+def test_without_transformers_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ticketkit.DataError, match=r"transformers is not installed.*pip install 'transformers>=4\.57'"):
+        library.transformers()
+
+
+def test_checking_a_config_waits_for_no_heavy_package() -> None:
     script = (
-        "import sys; sys.modules['transformers'] = None\n"
-        "from ticketkit_whisper.options import WhisperOptions\nfrom ticketkit_whisper.plugin import whisper\n"
-        "import ticketkit\n"
-        "try:\n    whisper(options=WhisperOptions())\nexcept ticketkit.DataError as error:\n    print(error)"
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
+        "import ticketkit_whisper.plugin\nprint(*{'torch', 'transformers', 'numpy'} & set(sys.modules))"
     )
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    }
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "transformers is not installed; it comes with: pip install 'transformers>=4.57'"
-
-
-# The command line
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the distribution as an installer leaves it: the package, its metadata, its entry points."""
-    target = tmp_path_factory.mktemp("site")
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    shutil.copytree(PROJECT / "ticketkit_whisper", target / "ticketkit_whisper")
-    info = target / f"ticketkit_whisper-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    points = "".join(f"{name} = {value}\n" for name, value in project["entry-points"]["ticketkit"].items())
-    (info / "entry_points.txt").write_text(f"[ticketkit]\n{points}")
-    return target
-
-
-CONFIG = """
-corpus: {{name: fsdd, root: {root}, train_utterances: 12, dev_utterances: 4, test_utterances: 4, digits: [1, 2]}}
-backbone:
-  name: whisper
-  config: {{width: 16, encoder_layers: 1, decoder_layers: 1, heads: 2, feedforward: 24, mels: 8, seconds: 2}}
-trainer: {{name: whisper_seq2seq, epochs: 1, batch_size: 4}}
-prune: {{rate: 0.5, rounds: 1, criterion: snip, rewind: "epoch:1"}}
-"""
-
-
-def test_a_run_of_an_installed_plugin_prunes_on_a_corpus_of_ticketkits_own(installed: Path, tmp_path: Path) -> None:
-    soundfile = pytest.importorskip("soundfile", reason="writing test recordings needs: pip install soundfile")
-    recordings = tmp_path / "fsdd" / "recordings"
-    recordings.mkdir(parents=True)
-    for digit in range(10):
-        for take in (0, 5, 10):
-            tone = 0.5 * np.sin(2 * np.pi * (200 + 100 * digit) * np.arange(RATE // 10) / RATE)
-            soundfile.write(recordings / f"{digit}_ann_{take}.wav", tone, RATE)
-    (tmp_path / "config.yaml").write_text(CONFIG.format(root=tmp_path))
-    environment = os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    command = [sys.executable, "-m", "ticketkit", "run", "config.yaml", "--out", "run"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert [set(row["test"]) for row in results["rows"]] == [{"wer", "cer", "loss"}] * 2
-    assert 2 * results["rows"][1]["kept"] == results["scope_total"]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

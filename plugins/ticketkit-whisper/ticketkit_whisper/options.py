@@ -2,18 +2,20 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from ticketkit import Options
 
 
-class WhisperSizes(BaseModel):
+class WhisperSizes(Options):
     """Sizes of a Whisper that starts from random weights; the defaults train on a CPU."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: PositiveInt = 64
     """Features of every position in encoder and decoder."""
     encoder_layers: PositiveInt = 2
+    """Layers of the encoder, which hears."""
     decoder_layers: PositiveInt = 2
+    """Layers of the decoder, which writes."""
     heads: PositiveInt = 4
     """Attention heads of every layer; they share the width evenly."""
     feedforward: PositiveInt = 256
@@ -25,6 +27,7 @@ class WhisperSizes(BaseModel):
     labels: PositiveInt = 96
     """The most labels that the decoder writes: characters of the text, and one for its end."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """The share of features that training leaves out at random."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "WhisperSizes":
@@ -33,10 +36,8 @@ class WhisperSizes(BaseModel):
         return self
 
 
-class WhisperOptions(BaseModel):
+class WhisperOptions(Options):
     """Which Whisper: random weights of some sizes (`config`), or those in a local folder (`path`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: WhisperSizes | None = None
     """Sizes of a network with random weights; by default a small one."""
@@ -60,17 +61,17 @@ class WhisperOptions(BaseModel):
         return self
 
 
-class Seq2SeqOptions(BaseModel):
+class Seq2SeqOptions(Options):
     """How to train."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     epochs: PositiveInt = 16
+    """Passes over the training examples; dev chooses one of them."""
     batch_size: PositiveInt = 16
     """Utterances in a training step."""
     lr: PositiveFloat = 1e-3
     """AdamW's learning rate."""
     weight_decay: NonNegativeFloat = 0.01
+    """AdamW's, per unit of learning rate."""
     grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm where they exceed it."""
     scoring_batches: PositiveInt = 8

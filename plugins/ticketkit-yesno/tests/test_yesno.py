@@ -1,13 +1,10 @@
-"""The corpus, on files of YesNo's shape written here; the real recordings too, where they are."""
+"""The corpus and its command, on files of YesNo's shape written here; the real recordings too, where they are."""
 
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -19,23 +16,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ticketkit
+from ticketkit.testing import check_corpus, plugin_installed
 
 PROJECT = Path(__file__).parents[1]
-SOURCE = PROJECT / "ticketkit_yesno.py"
 RATE = 8_000
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ticketkit_yesno", SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pydantic look their own module up
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("site")
 
 
-yesno = load()
+@pytest.fixture(scope="module", autouse=True)
+def plugins(site: Path) -> Iterator[ticketkit.Plugins]:
+    """The plugins of an environment where this one is installed."""
+    with plugin_installed(PROJECT, site):
+        yield ticketkit.Plugins.discover()
+
+
+@pytest.fixture(scope="module")
+def yesno(plugins: ticketkit.Plugins) -> ModuleType:
+    import ticketkit_yesno
+
+    return ticketkit_yesno
 
 
 def sixty_names() -> list[str]:
@@ -74,26 +77,29 @@ def copy(written: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def opened(root: Path | None, **options: Any) -> Any:
-    return yesno.open_yesno(options=yesno.YesNoOptions(root=root, **options))
+Opened = Callable[..., Any]
 
 
-def test_it_registers_one_corpus() -> None:
-    registered = {}
-    yesno.ticketkit_register_corpora(
-        register=lambda name, entry, *, options: registered.update({name: (entry, options)})
-    )
-    assert registered == {"yesno": (yesno.open_yesno, yesno.YesNoOptions)}
+@pytest.fixture(scope="module")
+def opened(plugins: ticketkit.Plugins) -> Opened:
+    """Open the corpus as a config would."""
+    return lambda root, **options: plugins.choose("corpus", {"name": "yesno", "root": root, **options}).call()
+
+
+def test_it_obeys_the_laws_of_corpora(plugins: ticketkit.Plugins, written: Path) -> None:
+    check_corpus({"name": "yesno", "root": written}, plugins=plugins)
 
 
 @given(st.lists(st.sampled_from("01"), min_size=8, max_size=8))
-def test_the_text_is_what_the_name_says(digits: list[str]) -> None:
+def test_the_text_is_what_the_name_says(yesno: ModuleType, digits: list[str]) -> None:
     words = yesno.transcript("_".join(digits) + ".wav").split(" ")
     assert [{"NO": "0", "YES": "1"}[word] for word in words] == digits
 
 
 @given(st.sets(st.integers(0, 255), min_size=10, max_size=70), st.randoms(use_true_random=False))
-def test_splits_share_nothing_lose_nothing_and_do_not_depend_on_the_order(numbers: set[int], random: Random) -> None:
+def test_splits_share_nothing_lose_nothing_and_do_not_depend_on_the_order(
+    yesno: ModuleType, numbers: set[int], random: Random
+) -> None:
     names = ["_".join(f"{number:08b}") + ".wav" for number in sorted(numbers)]
     splits = yesno.split_names(names)
     assert sorted(name for split in splits.values() for name in split) == names
@@ -102,7 +108,7 @@ def test_splits_share_nothing_lose_nothing_and_do_not_depend_on_the_order(number
     assert yesno.split_names(names) == splits
 
 
-def test_the_split_is_the_stated_one(written: Path) -> None:
+def test_the_split_is_the_stated_one(opened: Opened, written: Path) -> None:
     names = sorted(name.removesuffix(".wav") for name in sixty_names())
     corpus = opened(written)
     ids = {split: [utterance.id for utterance in corpus.split(split)] for split in ("train", "dev", "test")}
@@ -112,7 +118,7 @@ def test_the_split_is_the_stated_one(written: Path) -> None:
     assert {split: len(of) for split, of in ids.items()} == {"train": 24, "dev": 6, "test": 30}
 
 
-def test_samples_are_those_of_the_file(written: Path) -> None:
+def test_samples_are_those_of_the_file(opened: Opened, written: Path) -> None:
     soundfile = pytest.importorskip("soundfile", reason="an independent reader is needed: pip install soundfile")
     for utterance in opened(written).split("dev"):
         expected, rate = soundfile.read(written / "waves_yesno" / f"{utterance.id}.wav", dtype="float32")
@@ -125,7 +131,7 @@ def test_samples_are_those_of_the_file(written: Path) -> None:
 
 
 def test_the_root_may_be_the_folder_itself_or_come_from_the_environment(
-    written: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = opened(written).digest
     assert opened(written / "waves_yesno").digest == digest
@@ -133,9 +139,8 @@ def test_the_root_may_be_the_folder_itself_or_come_from_the_environment(
     assert opened(None).digest == digest
 
 
-def test_facts_are_json_and_count_what_is_there(written: Path) -> None:
+def test_facts_count_what_is_there(opened: Opened, written: Path) -> None:
     facts = opened(written).describe()
-    assert json.loads(json.dumps(facts)) == facts
     assert facts["sample_rate"] == RATE
     assert {name: (of["utterances"], of["words"]) for name, of in facts["splits"].items()} == {
         "train": (24, 192),
@@ -145,7 +150,9 @@ def test_facts_are_json_and_count_what_is_there(written: Path) -> None:
     assert facts["splits"]["test"]["hours"] == round(30 * 0.4 / 3600, 4)
 
 
-def test_one_changed_sample_changes_the_digest_and_another_place_does_not(copy: Path, written: Path) -> None:
+def test_one_changed_sample_changes_the_digest_and_another_place_does_not(
+    opened: Opened, copy: Path, written: Path
+) -> None:
     before = opened(written).digest
     assert opened(copy).digest == before
     path = min(copy.glob("*.wav"))
@@ -183,41 +190,56 @@ def truncate(path: Path) -> None:
         (lambda folder: [path.write_bytes(b"") for path in folder.glob("*.wav")], "60 of 60.*and 50 more"),
     ],
 )
-def test_every_fault_is_named(copy: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_every_fault_is_named(opened: Opened, copy: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(copy)
     with pytest.raises(ticketkit.DataError, match=message):
         opened(copy)
 
 
-def test_another_number_of_recordings_can_be_asked_for(copy: Path) -> None:
+def test_another_number_of_recordings_can_be_asked_for(opened: Opened, copy: Path) -> None:
     for path in sorted(copy.glob("*.wav"))[10:]:
         path.unlink()
     corpus = opened(copy, recordings=10)
     assert [len(corpus.split(split)) for split in ("train", "dev", "test")] == [4, 1, 5]
 
 
-def test_a_missing_folder_says_how_to_get_the_corpus(tmp_path: Path) -> None:
+def test_a_missing_folder_says_how_to_get_the_corpus(opened: Opened, tmp_path: Path) -> None:
     with pytest.raises(ticketkit.DataError, match=r"waves_yesno, which is missing; download .*openslr\.org/1"):
         opened(tmp_path)
 
 
-def test_an_unknown_split_is_refused(written: Path) -> None:
-    with pytest.raises(ticketkit.ConfigError, match="no split 'eval'; it has train, dev, test"):
-        opened(written).split("eval")
+# The command
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the distribution as an installer leaves it: the module, its metadata, its entry points."""
-    target = tmp_path_factory.mktemp("site")
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    shutil.copy(SOURCE, target)
-    info = target / f"ticketkit_yesno-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    points = "".join(f"{name} = {value}\n" for name, value in project["entry-points"]["ticketkit"].items())
-    (info / "entry_points.txt").write_text(f"[ticketkit]\n{points}")
-    return target
+def commanded(site: Path, cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run ticketkit in another process that finds the plugin as this one does."""
+    path = os.pathsep.join([str(site), str(PROJECT)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    command = [sys.executable, "-m", "ticketkit", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_shows_the_splits_of_whole_recordings(site: Path, opened: Opened, written: Path) -> None:
+    done = commanded(site, written, "yesno", "check", written)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        f"{written / 'waves_yesno'}: 60 recordings, all of them whole",
+        "train  24 recordings  192 words 0.0027 hours",
+        "dev     6 recordings   48 words 0.0007 hours",
+        "test   30 recordings  240 words 0.0033 hours",
+        f"digest {opened(written).digest}",
+    ]
+
+
+def test_the_command_names_what_is_damaged_and_says_so_with_its_exit_code(site: Path, copy: Path) -> None:
+    truncate(a_name(copy))
+    done = commanded(site, copy.parent, "yesno", "check", ".")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: corpus 'yesno': 1 of 60 recordings cannot be used: ")
+    assert "is cut short" in done.stderr
+
+
+# A run
 
 
 CONFIG = """
@@ -228,30 +250,30 @@ backbone:
   convs: [{{channels: 4, kernel: [5, 5], stride: [2, 2]}}]
   hidden: 8
   layers: 1
-trainer: {{name: ctc, epochs: 1}}
+trainer: {{name: asr, epochs: 1}}
 prune: {{rate: 0.5, rounds: 1}}
 """
 
 
-def test_a_run_of_an_installed_plugin_trains_on_it(installed: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_installed_plugin_trains_on_it(site: Path, opened: Opened, tmp_path: Path) -> None:
     """Through the entry point, with the recogniser and the CTC trainer of ticketkit, which know nothing of it."""
     data = tmp_path / "waves_yesno"
     data.mkdir()
     for name in sixty_names():
         write(data / name, seconds=2.0)  # CTC needs a frame a character
     (tmp_path / "config.yaml").write_text(CONFIG.format(root=tmp_path))
-    environment = os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    command = [sys.executable, "-m", "ticketkit", "run", "config.yaml", "--out", "run"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = commanded(site, tmp_path, "run", "config.yaml", "--out", "run")
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [row["round"] for row in results["rows"]] == [0, 1]
     assert all(set(row["test"]) == {"wer", "cer", "loss"} for row in results["rows"])
     assert results["corpus"] == opened(tmp_path).describe()
     assert 2 * results["rows"][1]["kept"] == results["scope_total"]
+    origin = json.loads((tmp_path / "run" / "plugins.json").read_text())["yesno"]
+    assert (origin["distribution"], origin["entries"]) == ("ticketkit-yesno", ["corpus 'yesno'"])
 
 
-def test_the_real_recordings_are_as_described() -> None:
+def test_the_real_recordings_are_as_described(opened: Opened) -> None:
     try:
         corpus = opened(None)
     except ticketkit.DataError:

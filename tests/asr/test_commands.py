@@ -1,0 +1,152 @@
+"""`ticketkit asr`, as a user runs it: real processes, real files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+pytest.importorskip("espeakng_loader", reason="speech is synthesised: pip install 'ticketkit[synth]'")
+
+CONFIG = """
+seed: 1
+corpus: {name: spoken_digits, train_utterances: 40, dev_utterances: 8, test_utterances: 10, digits: [1, 2]}
+backbone:
+  name: cnn_lstm
+  features: {mels: 12}
+  convs: [{channels: 4, kernel: [5, 5], stride: [2, 2]}]
+  hidden: 16
+  layers: 1
+trainer: {name: asr, epochs: 3, batch_size: 8, lr: 0.01}
+prune: {rate: 0.5, rounds: 1, criterion: magnitude_over_init}
+tolerance: 1.0
+"""
+TICKET = "run/rounds/001/ticket.safetensors"
+
+
+def ticketkit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "XDG_CACHE_HOME": str(cwd / "cache")}
+    command = [sys.executable, "-W", "error", "-m", "ticketkit", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "config.yaml").write_text(CONFIG)
+    done = ticketkit("run", "config.yaml", "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_help_lists_the_commands_without_waiting_for_torch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ticketkit", "asr", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0
+    for command in ("prepare", "bpe", "transcribe", "evaluate", "tune"):
+        assert command in done.stdout
+    assert " torch\n" not in done.stderr
+
+
+def test_evaluate_measures_what_the_run_measured_and_writes_every_utterance(trained: Path) -> None:
+    done = ticketkit("asr", "evaluate", TICKET, "--to", "scores.jsonl", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((trained / "run" / "test.json").read_text())["1"]
+    assert f"WER {measured['wer']:.2%} (95 % interval" in done.stdout
+    assert f"CER {measured['cer']:.2%}" in done.stdout
+    lines = [json.loads(line) for line in (trained / "scores.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [f"test-{i:05d}" for i in range(10)]
+    edits = sum(line["substitutions"] + line["deletions"] + line["insertions"] for line in lines)
+    assert edits / sum(line["words"] for line in lines) == pytest.approx(measured["wer"])
+    beam = ticketkit("asr", "evaluate", TICKET, "--split", "dev", "--beam", "4", cwd=trained)
+    assert beam.returncode == 0, beam.stderr
+    assert "spoken_digits dev: 8 utterances" in beam.stdout
+
+
+def test_transcribe_writes_a_line_for_every_file(trained: Path) -> None:
+    from ticketkit_asr.corpora.spoken_digits import SpokenDigitsOptions, open_spoken_digits
+
+    options = SpokenDigitsOptions(
+        train_utterances=40, dev_utterances=8, test_utterances=10, digits=(1, 2), cache_dir=trained / "cache/ticketkit"
+    )
+    corpus = open_spoken_digits(options=options)
+    names = []
+    for utterance, suffix in zip(corpus.split("test"), ("wav", "flac", "ogg"), strict=False):
+        names.append(f"{utterance.id}.{suffix}")
+        soundfile.write(trained / names[-1], utterance.audio.read(), corpus.sample_rate)
+    done = ticketkit("asr", "transcribe", TICKET, *names, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    ticketkit("asr", "evaluate", TICKET, "--to", "all.jsonl", cwd=trained)
+    heard = [json.loads(line)["hypothesis"] for line in (trained / "all.jsonl").read_text().splitlines()]
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [name for name, _ in lines] == names
+    assert lines[1][1] == heard[1]  # FLAC loses nothing that 16 bits hold
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["transcribe", TICKET, "nothing.wav"], "nothing.wav cannot be read as audio: there is no such file"),
+        (["transcribe", "run/none.safetensors", "a.wav"], "cannot read the ticket run/none.safetensors"),
+        (["evaluate", TICKET, "fssd"], "unknown corpus 'fssd'; did you mean 'fsdd'?"),
+        (["evaluate", TICKET, "--split", "tset"], "has no split 'tset'; it has train, dev, test"),
+        (["prepare", "librispeech", "--root", "nowhere", "--out", "out"], "nowhere"),
+        (["prepare", "spoken_digits", "--out", "out"], "makes its sound in memory; only corpora of sound files"),
+        (["bpe", "spoken_digits", "--size", "100000", "--to", "x.model"], "100000 pieces cannot be learnt from"),
+        (["tune", TICKET, "--lm", "nothing.arpa"], "nothing.arpa cannot be read as text"),
+    ],
+)
+def test_bad_input_is_one_message(arguments: list[str], message: str, trained: Path) -> None:
+    done = ticketkit("asr", *arguments, cwd=trained)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_pieces_are_learnt_from_train_and_a_run_writes_them(trained: Path) -> None:
+    done = ticketkit("asr", "bpe", "spoken_digits", "--size", "40", "--to", "pieces.model", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert "wrote pieces.model: 41 labels" in done.stdout
+    changes = ["--set", "backbone.labels.bpe=pieces.model", "--set", "trainer.epochs=1", "--set", "prune.rounds=1"]
+    run = ticketkit("run", "config.yaml", "--out", "bpe", *changes, cwd=trained)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_prepared_corpus_is_trained_on_by_its_manifests(trained: Path, tmp_path: Path) -> None:
+    from ticketkit_asr.corpora.spoken_digits import SpokenDigitsOptions, open_spoken_digits
+
+    options = SpokenDigitsOptions(
+        train_utterances=40, dev_utterances=8, test_utterances=10, digits=(1, 2), cache_dir=trained / "cache/ticketkit"
+    )
+    corpus = open_spoken_digits(options=options)
+    for split, subset in {"train": "train-clean-5", "dev": "dev-clean", "test": "test-clean"}.items():
+        chapter = tmp_path / "LibriSpeech" / subset / "1" / "2"
+        chapter.mkdir(parents=True)
+        lines = []
+        for index, utterance in enumerate(corpus.split(split)[:6]):
+            name = f"1-2-{index:04d}"
+            soundfile.write(chapter / f"{name}.flac", utterance.audio.read(), corpus.sample_rate)
+            lines.append(f"{name} {utterance.text}\n")
+        (chapter / "1-2.trans.txt").write_text("".join(lines))
+    subsets = ["min_seconds=0.1", "train=[train-clean-5]", "dev=[dev-clean]", "test=[test-clean]"]
+    settings = [word for subset in subsets for word in ("--set", subset)]
+    prepared = ticketkit(
+        "asr", "prepare", "librispeech", "--root", str(tmp_path), "--out", str(tmp_path / "out"), *settings, cwd=trained
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["splits"]["train"]["utterances"] == 6
+    manifests = {split: str(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    changes = [f"corpus={json.dumps({'name': 'manifest', **manifests})}", "trainer.epochs=1"]
+    run = ticketkit(
+        *("run", "config.yaml", "--out", str(tmp_path / "run")),
+        *(word for change in changes for word in ("--set", change)),
+        cwd=trained,
+    )
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,209 @@
+"""The commands of speech: `ticketkit asr prepare`, `bpe`, `transcribe`, `evaluate`, `tune`.
+
+Heavy imports stay inside them.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+if TYPE_CHECKING:
+    from ticketkit import Plugins, TrainedTicket
+    from ticketkit_asr.backbones.bundle import SpeechBundle
+    from ticketkit_asr.corpora.corpus import SpeechCorpus
+    from ticketkit_asr.decoding import Decoder
+    from ticketkit_asr.scoring import Scored
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Corpora, labels, and speech to text.")
+console = Console(highlight=False, markup=False, soft_wrap=True)
+
+CorpusName = Annotated[str, typer.Argument(help="a corpus: see ticketkit plugins", metavar="CORPUS")]
+Root = Annotated[Path | None, typer.Option(help="where its files are")]
+Settings = Annotated[list[str], typer.Option("--set", help="an option of the corpus: a=value", metavar="A=B")]
+TicketFile = Annotated[Path, typer.Argument(help="a ticket file in its run directory", metavar="TICKET")]
+Beam = Annotated[
+    int | None, typer.Option(min=1, help="hypotheses of a beam search [default: 1, greedy; 100 with --lm]")
+]
+Lm = Annotated[Path | None, typer.Option(help="an n-gram language model (ARPA or KenLM binary), for CTC")]
+Words = Annotated[Path | None, typer.Option(help="its words, one a line, for a binary model")]
+LmWeight = Annotated[float, typer.Option(help="how much the language model counts: see ticketkit asr tune")]
+WordScore = Annotated[float, typer.Option(help="how much a word is worth")]
+
+
+@app.command()
+def prepare(
+    corpus: CorpusName,
+    out: Annotated[Path, typer.Option(help="the folder for manifests and reports")],
+    root: Root = None,
+    settings: Settings = [],  # noqa: B006
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave out what cannot be used and go on")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="files that are read at once")] = 2,
+) -> None:
+    """Read every utterance of a corpus once; write a manifest of each split and a report of what is there."""
+    from ticketkit_asr.corpora.preparation import prepare_corpus
+
+    opened = _corpus(_plugins(), corpus, root, settings)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"reading {opened.name}")
+        report = prepare_corpus(
+            opened,
+            out,
+            on_bad_audio="skip" if skip_bad else "fail",
+            threads=threads,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(report.to_markdown())
+    for path in sorted(out.glob("*.jsonl")):
+        console.print(f"wrote {path}")
+    console.print(f"wrote {out / 'report.json'} and report.md; train on it with corpus {{name: manifest, ...}}")
+
+
+@app.command()
+def bpe(
+    corpus: CorpusName,
+    to: Annotated[Path, typer.Option(help="the sentencepiece model to write")],
+    size: Annotated[int, typer.Option(min=2, help="how many pieces")] = 256,
+    root: Root = None,
+    settings: Settings = [],  # noqa: B006
+) -> None:
+    """Learn pieces of words (byte-pair encoding) from the train texts of a corpus."""
+    from ticketkit_asr.bpe import learn_pieces, save_pieces
+
+    texts = [utterance.text for utterance in _corpus(_plugins(), corpus, root, settings).split("train")]
+    pieces = learn_pieces(texts, size=size)
+    save_pieces(pieces, to)
+    console.print(f"wrote {to}: {pieces.size} labels, the blank included, from {len(texts)} texts")
+
+
+@app.command()
+def transcribe(
+    ticket: TicketFile,
+    audio: Annotated[list[Path], typer.Argument(help="sound files: WAV, FLAC, MP3, Ogg, Opus, SPHERE")],
+    window: Annotated[float, typer.Option(help="seconds that are heard at once")] = 20.0,
+    overlap: Annotated[float, typer.Option(help="seconds that neighbouring windows share")] = 4.0,
+    beam: Beam = None,
+    lm: Lm = None,
+    words: Words = None,
+    lm_weight: LmWeight = 1.0,
+    word_score: WordScore = 0.0,
+) -> None:
+    """Write what is said in sound files, one line each: the file's name, a tab, the text."""
+    from ticketkit_asr.recognition import transcribe_file
+
+    bundle, decode = _speech(_trained(_plugins(), ticket)), _decoder(beam, lm, words, lm_weight, word_score)
+    for path in audio:
+        text = transcribe_file(bundle, path, window_seconds=window, overlap_seconds=overlap, decode=decode)
+        typer.echo(f"{path}\t{text}")
+
+
+@app.command()
+def evaluate(
+    ticket: TicketFile,
+    corpus: Annotated[str | None, typer.Argument(help="a corpus [default: that of the run]")] = None,
+    root: Root = None,
+    settings: Settings = [],  # noqa: B006
+    split: Annotated[str, typer.Option(help="train, dev or test")] = "test",
+    beam: Beam = None,
+    lm: Lm = None,
+    words: Words = None,
+    lm_weight: LmWeight = 1.0,
+    word_score: WordScore = 0.0,
+    to: Annotated[Path | None, typer.Option(help="a file for one JSON line an utterance")] = None,
+) -> None:
+    """Measure WER and CER of a ticket's trained network on a split, with edits and a bootstrap interval."""
+    from ticketkit_asr.evaluation import evaluate_split
+    from ticketkit_asr.scoring import summarise
+
+    plugins = _plugins()
+    trained = _trained(plugins, ticket)
+    opened: Any = trained.corpus(plugins) if corpus is None else _corpus(plugins, corpus, root, settings)
+    decode = _decoder(beam, lm, words, lm_weight, word_score)
+    scored = evaluate_split(_speech(trained), opened, split, decode=decode)
+    found = summarise(scored)
+    console.print(f"{opened.name} {split}: {found.utterances} utterances, {found.words} words")
+    console.print(
+        f"WER {found.wer:.2%} (95 % interval {found.wer_low:.2%} to {found.wer_high:.2%}): {found.substitutions} "
+        f"substitutions, {found.deletions} deletions, {found.insertions} insertions; CER {found.cer:.2%}"
+    )
+    if to is not None:
+        _write_lines(to, scored)
+
+
+@app.command()
+def tune(
+    ticket: TicketFile,
+    lm: Annotated[Path, typer.Option(help="an n-gram language model (ARPA or KenLM binary)")],
+    corpus: Annotated[str | None, typer.Argument(help="a corpus [default: that of the run]")] = None,
+    root: Root = None,
+    settings: Settings = [],  # noqa: B006
+    words: Words = None,
+    beam: Annotated[int, typer.Option(min=1, help="hypotheses of the beam search")] = 100,
+) -> None:
+    """Find the weights of a language model that give the lowest WER on dev; test is never read."""
+    from ticketkit_asr.language_model import LmDecoder, tune
+
+    plugins = _plugins()
+    trained = _trained(plugins, ticket)
+    opened: Any = trained.corpus(plugins) if corpus is None else _corpus(plugins, corpus, root, settings)
+    found = tune(LmDecoder(lm, beam=beam, words=words), _speech(trained), opened)
+    for weights, wer in found:
+        console.print(f"--lm-weight {weights.lm:g} --word-score {weights.word:g}: dev WER {wer:.2%}")
+    best = found[0][0]
+    console.print(f"best on dev: --lm {lm} --lm-weight {best.lm:g} --word-score {best.word:g}")
+
+
+def _decoder(beam: int | None, lm: Path | None, words: Path | None, lm_weight: float, word_score: float) -> "Decoder":
+    from ticketkit_asr.decoding import decoder
+    from ticketkit_asr.language_model import LmDecoder, LmWeights
+
+    if lm is None:
+        return decoder(beam or 1)
+    return LmDecoder(lm, LmWeights(lm_weight, word_score), beam or 100, words)
+
+
+def _write_lines(path: Path, scored: "list[Scored]") -> None:
+    from dataclasses import asdict
+
+    from ticketkit_asr.storage import replacing
+
+    with replacing(path) as file:
+        for one in scored:
+            file.write(json.dumps(asdict(one), ensure_ascii=False).encode() + b"\n")
+    console.print(f"wrote {path}")
+
+
+def _plugins() -> "Plugins":
+    from ticketkit import Plugins
+
+    return Plugins.discover()
+
+
+def _corpus(plugins: "Plugins", name: str, root: Path | None, settings: list[str]) -> "SpeechCorpus":
+    """Return the opened corpus; raises `ConfigError` if it is none of speech."""
+    from ticketkit import ConfigError, with_overrides
+
+    chosen = with_overrides({"name": name} | ({"root": str(root)} if root else {}), settings)
+    opened: SpeechCorpus = plugins.choose("corpus", chosen).call()
+    if not all(hasattr(opened, part) for part in ("split", "sample_rate")):
+        raise ConfigError(f"corpus {name!r} is no corpus of speech that ticketkit asr knows how to read")
+    return opened
+
+
+def _trained(plugins: "Plugins", ticket: Path) -> "TrainedTicket":
+    from ticketkit import open_trained
+
+    return open_trained(ticket, plugins)
+
+
+def _speech(trained: "TrainedTicket") -> "SpeechBundle":
+    """Return the bundle of a trained ticket; raises `ConfigError` if it is none of ticketkit_asr."""
+    from ticketkit import ConfigError
+    from ticketkit_asr.backbones.bundle import SpeechBundle
+
+    if not isinstance(trained.bundle, SpeechBundle):
+        raise ConfigError(f"backbone {trained.config.backbone!r} is no recogniser that ticketkit asr knows how to run")
+    return trained.bundle
