@@ -37,7 +37,7 @@ def test_embeddings_alone_need_a_scope() -> None:
     backbone = bundled(lambda: nn.Sequential(nn.Embedding(4, 3)))
     check_backbone(backbone, scope={"embeddings": True})
     with pytest.raises(
-        ConformanceError, match=r"have weights to prune; give scope=.*\n  where: Scope.of\(module, \)\n"
+        ConformanceError, match=r"have weights to prune; give scope=.*\n  where: Scope.of\(module\)\n"
     ):
         check_backbone(backbone)
 
@@ -158,7 +158,7 @@ MUTANTS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "sizes of the day": (
         bundled(sized_at_random),
-        r"load its state_dict strictly into another build|raise nothing but",
+        r"load its state_dict strictly into another build\n.*\n  came: RuntimeError",
     ),
     "no copy": (
         bundled(lambda: Uncopied(3, 2)),
@@ -166,11 +166,11 @@ MUTANTS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no copying": (
         bundled(lambda: Locked(3, 2)),
-        r"raise nothing but a TicketkitError.*\n.*\n  came: TypeError: this netw",
+        r"go through copy.deepcopy whole.*\n.*\n  came: TypeError: this network",
     ),
     "an object in its state": (
         bundled(lambda: Pickled(3, 2)),
-        r"torch.load\(weights_only=True\) reads\n.*\n  came: UnpicklingError|raise nothing but",
+        r"torch.load\(weights_only=True\) reads\n.*\n  came: UnpicklingError",
     ),
     "weights brought back": (
         bundled(lambda: Stubborn(3, 2)),

@@ -1,6 +1,7 @@
 """Trap 23: masks of different ranks must not drift apart, whatever scores or seeds the ranks have of their own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,40 @@ def test_ranks_with_different_scopes_are_told_and_none_waits_for_ever(tmp_path: 
 def test_a_process_alone_agrees_with_itself() -> None:
     mask = Mask.ones({"w": (2, 2)})
     assert agreed(mask) is mask
+
+
+TOY = Path(__file__).parent / "toy"
+
+
+def run_toy(folder: Path, out: str, *, ranks: int) -> subprocess.CompletedProcess[str]:
+    """Run the toy recipe in a directory, on several ranks as torchrun starts them."""
+    program = ["-m", "ticketkit", "run", str(TOY / "toy.yaml"), "--out", out]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--no-python"]
+    command = [sys.executable, *program] if ranks == 1 else [sys.executable, *torchrun, sys.executable, *program]
+    environment = os.environ | {"PYTHONPATH": str(TOY), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_ranks_share_a_run_directory_that_rank_0_writes_and_all_go_on_from(tmp_path: Path) -> None:
+    alone, together = run_toy(tmp_path, "one", ranks=1), run_toy(tmp_path, "two", ranks=2)
+    assert alone.returncode == 0, alone.stderr
+    assert together.returncode == 0, together.stderr
+    files = [*(f"rounds/{index:03d}/{name}.safetensors" for index in range(4) for name in ("ticket", "trained"))]
+    for name in [*files, "best.safetensors", "test.json"]:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    assert together.stdout.count("run directory: two") == 1
+    for name in ("test.json", "results.json", "best.safetensors"):
+        (tmp_path / "two" / name).unlink()
+    shutil.rmtree(tmp_path / "two" / "rounds" / "003")
+    resumed = run_toy(tmp_path, "two", ranks=2)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on: 3 of 4 rounds are done" in resumed.stdout
+    for name in [*files, "best.safetensors", "test.json"]:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_what_rank_0_cannot_write_fails_on_every_rank(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file, no directory")
+    failed = run_toy(tmp_path, "taken", ranks=2)
+    assert failed.returncode != 0
+    assert failed.stderr.count("error: cannot write taken/plugins.json") == 2

@@ -53,7 +53,7 @@ def single(layout: Layout) -> Single:
 
 @pytest.mark.parametrize("good", [rows, single, recurrent], ids=lambda good: good.__name__)
 def test_good_granularities_pass(good: Callable[[Layout], Any]) -> None:
-    check_granularity(good, examples=2)
+    check_granularity(good, nets={name: TINY_NETS[name] for name in ("convnet", "tied_gru")}, examples=2)
 
 
 def test_networks_and_a_scope_of_ones_own_are_tried() -> None:

@@ -37,7 +37,7 @@ def test_smaller_cases_are_looked_for_with_an_end() -> None:
             raise SUBJECT.broken("stay below a hundred", "here", f"{numbers}")
 
     with pytest.raises(ConformanceError):
-        for_every(st.lists(st.integers(0, 1000), min_size=30), law, examples=20)
+        for_every(st.lists(st.integers(0, 1000), min_size=6), law, examples=20)
     broken = next(index for index, numbers in enumerate(seen) if sum(numbers) > 100)
     assert len(seen) <= broken + 1 + SMALLER
 

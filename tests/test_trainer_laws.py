@@ -260,6 +260,13 @@ class Forgetful(Resuming):
         return super().from_epoch(1, self.optimizer(), progress, lambda step: current.checkpoint(step=step))
 
 
+class Silent(Resuming):
+    """Reports nothing of a round."""
+
+    def train_round(self, current: Any, progress: Callable[[Progress], None]) -> Any:
+        return super().train_round(current, lambda _: None)
+
+
 class Boasting(Regression):
     """Returns what depends on how often it was asked."""
 
@@ -421,6 +428,7 @@ MUTANTS: dict[str, tuple[Any, str]] = {
     ),
     "a round from its start again": (Starting, ROUND + r".*\n  where: a round that is killed at report 2"),
     "a round without its optimizer": (Untracked, ROUND),
+    "a round without reports": (Silent, r"report as many epochs when it trains a round as in train\(\), which are 2"),
     "a round that cannot go on": (
         Forgetful,
         r"raise nothing but a TicketkitError.*\n.*goes on with another.*\n.*KeyError",

@@ -261,14 +261,18 @@ def init(path: Annotated[Path, typer.Argument(help="where to write it")] = Path(
 
 def _run(config: "RunConfig", directory: Path, plugins: "Plugins") -> None:
     from ticketkit.display import Display
+    from ticketkit.distributed import process_group, rank
     from ticketkit.experiment import run_experiment
 
-    display = Display(console, config.metric, percent=config.percent)
-    plugins.watch(display)
-    console.print(f"run directory: {directory}", soft_wrap=True)
-    with display.live():
-        results = run_experiment(config, directory, plugins, display.epoch)
-    _show(results, directory)
+    with process_group():
+        console.quiet = rank() > 0
+        display = Display(console, config.metric, percent=config.percent)
+        plugins.watch(display)
+        console.print(f"run directory: {directory}", soft_wrap=True)
+        with display.live():
+            results = run_experiment(config, directory, plugins, display.epoch)
+        if rank() == 0:
+            _show(results, directory)
     for name in ("best", "extreme"):
         if (directory / f"{name}.safetensors").exists():
             console.print(f"ticket: {directory / name}.safetensors", soft_wrap=True)

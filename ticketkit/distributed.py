@@ -1,10 +1,61 @@
-"""One mask on every rank: decided by rank 0, broadcast as packed bits, compared by digest."""
+"""One run on several ranks: one mask, decided by rank 0, broadcast as packed bits; and what only one of them writes."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ticketkit.errors import MaskError
 from ticketkit.mask import Mask
+
+Result = TypeVar("Result")
+
+
+def rank() -> int:
+    """Return this process's rank in the default process group, 0 without one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def once(write: Callable[[], Result]) -> Result:
+    """Let rank 0 alone do something that is seen by all, such as writing a file; return its result on every rank.
+
+    No rank goes on before it is done. What it raises is raised on every rank.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return write()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = write()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: Result = outcome[0]
+    return result
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the process group that torchrun has prepared, inside the block; do nothing in a process of its own.
+
+    With several GPUs each rank takes the one of its local rank.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def agreed(mask: Mask) -> Mask:

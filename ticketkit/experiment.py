@@ -5,6 +5,7 @@ import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from ticketkit.analysis import best_record, extreme_record, winning_records
 from ticketkit.config import RunConfig, parse_config
+from ticketkit.distributed import once
 from ticketkit.errors import ConfigError, PluginError, StorageError
 from ticketkit.imp import IMP
 from ticketkit.ledger import Ledger, RoundRecord
@@ -90,14 +92,15 @@ def run_experiment(
 ) -> Results:
     """Run a config in a directory, or go on with it there; return the results, which are written there too.
 
-    Dev alone chooses epochs and tickets. Test is read once, after the last round, and reported beside it.
+    Dev alone chooses epochs and tickets. Test is read once, after the last round, and reported beside it. Ranks of one
+    process group run it together; rank 0 writes.
     """
     with seeded(config.seed):
         bundle: Bundle = made(config.chosen(plugins, "backbone"), "backbone")
         corpus: Corpus = made(config.chosen(plugins, "corpus"), "corpus")
         trainer: Trainer = made(config.chosen(plugins, "trainer"), "trainer", bundle, corpus, seed=config.seed)
         imp = _imp(config, bundle, trainer, directory, plugins)
-        _claim(config, directory, plugins)
+        once(lambda: _claim(config, directory, plugins))
         with imp.watched():
             for current in imp:
                 if imp.records:
@@ -110,7 +113,7 @@ def run_experiment(
         test = _tested(imp, trainer, directory)
     results = summarise(config, imp, corpus.describe(), test)
     _save_tickets(imp, results, directory, plugins)
-    write_text_atomically(directory / RESULTS_FILE, results.to_json())
+    once(lambda: write_text_atomically(directory / RESULTS_FILE, results.to_json()))
     return results
 
 
@@ -298,25 +301,32 @@ def _imp(config: RunConfig, bundle: Bundle, trainer: Trainer, directory: Path, p
 def _tested(imp: IMP, trainer: Trainer, directory: Path) -> dict[int, dict[str, float]]:
     """Return the test metrics of every round's trained network, measured once and kept in the run directory."""
     path = directory / TEST_FILE
-    if path.exists():
-        try:
-            return {int(index): dict(metrics) for index, metrics in _read_json(path).items()}
-        except (TypeError, ValueError) as error:
-            raise StorageError(f"{path} is damaged: {error}; delete it to measure again") from error
+    if (known := once(lambda: _read_test(path))) is not None:
+        return known
     test = {}
     for record in imp.records:
         imp.trained(record.index).restore_tensors(imp.model)
         test[record.index] = dict(trainer.evaluate("test"))
         logger.info("round %d: test %s", record.index, test[record.index])
-    write_text_atomically(path, json.dumps(test, indent=1))
+    once(lambda: write_text_atomically(path, json.dumps(test, indent=1)))
     return test
+
+
+def _read_test(path: Path) -> dict[int, dict[str, float]] | None:
+    """Return the test metrics in a file; None if there is none."""
+    if not path.exists():
+        return None
+    try:
+        return {int(index): dict(metrics) for index, metrics in _read_json(path).items()}
+    except (TypeError, ValueError) as error:
+        raise StorageError(f"{path} is damaged: {error}; delete it to measure again") from error
 
 
 def _save_tickets(imp: IMP, results: Results, directory: Path, plugins: Plugins) -> None:
     for name, index in (("best", results.best), ("extreme", results.extreme)):
         if index is not None:
             ticket, path = imp.tickets[index], directory / f"{name}.safetensors"
-            ticket.save(path)
+            once(partial(ticket.save, path))
             plugins.emit("ticket_saved", ticket=ticket, path=path)
 
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ticketkit.distributed import once, rank
 from ticketkit.errors import ConfigError, StorageError
 from ticketkit.snapshot import Snapshot
 from ticketkit.storage import PARTIAL, canonical_json, file_digest, text_digest, write_text_atomically
@@ -84,29 +85,36 @@ class RoundRecord(BaseModel):
 
 
 class Ledger:
-    """The rounds of one run in one directory, written atomically and used by one process at a time."""
+    """The rounds of one run in one directory, written atomically and used by one process, or one group, at a time.
+
+    In a process group rank 0 writes, the others wait for it and read.
+    """
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
+        self._lock = FileLock(self.directory / "lock", timeout=0)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory; raises `StorageError` if another process does or the directory cannot be made."""
+        once(self._acquire)
+        try:
+            once(self._remove_leftovers)
+            yield
+        finally:
+            if rank() == 0:
+                self._lock.release()
+
+    def _acquire(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.directory / "lock", timeout=0)
-            lock.acquire()
+            self._lock.acquire()
         except Timeout as error:
             raise StorageError(
                 f"another process is working in {self.directory}; wait for it or choose another"
             ) from error
         except OSError as error:
             raise StorageError(f"cannot use {self.directory} as a run directory: {error}") from error
-        try:
-            self._remove_leftovers()
-            yield
-        finally:
-            lock.release()
 
     def _remove_leftovers(self) -> None:
         """Delete what a process that was killed here left behind: unfinished files, middles of finished rounds."""
@@ -117,6 +125,9 @@ class Ledger:
 
     def identify(self, identity: Mapping[str, Any]) -> None:
         """Note what the run is, or raise `ConfigError` listing every setting on which the directory's run differs."""
+        once(lambda: self._identify(identity))
+
+    def _identify(self, identity: Mapping[str, Any]) -> None:
         path = self.directory / "run.json"
         wanted = json.loads(canonical_json({"format": FORMAT, **identity}))
         if not path.exists():
@@ -143,7 +154,7 @@ class Ledger:
 
     def keep_snapshot(self, snapshot: Snapshot, name: str = INIT) -> None:
         """Write a snapshot of the run."""
-        snapshot.save(self.directory / name)
+        once(lambda: snapshot.save(self.directory / name))
 
     def checkpoint(self, index: int) -> Snapshot | None:
         """Return the middle of an unfinished round, as it was last saved, if it was."""
@@ -152,7 +163,7 @@ class Ledger:
 
     def keep_checkpoint(self, index: int, snapshot: Snapshot) -> None:
         """Write the middle of a round, in place of the one before."""
-        snapshot.save(self._round(index) / CHECKPOINT)
+        once(lambda: snapshot.save(self._round(index) / CHECKPOINT))
 
     def records(self) -> list[RoundRecord]:
         """Return the records of the finished rounds, in order, without a gap."""
@@ -178,6 +189,9 @@ class Ledger:
 
     def commit(self, ticket: Ticket, trained: Snapshot, record: RoundRecord) -> RoundRecord:
         """Write a finished round after the one before it, its record last; return the record with all digests."""
+        return once(lambda: self._commit(ticket, trained, record))
+
+    def _commit(self, ticket: Ticket, trained: Snapshot, record: RoundRecord) -> RoundRecord:
         before = self.records()[: record.index]
         if len(before) < record.index:
             raise StorageError(f"{self.directory} lacks round {len(before)}; round {record.index} cannot follow on it")

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from ticketkit_asr.backbones.cnn_lstm import valid_frames
 from ticketkit_asr.backbones.options import ConvOptions
 from ticketkit_asr.backbones.subsampling import ConvSubsampling
 
@@ -34,21 +33,20 @@ def test_it_is_convolution_norm_and_swish_and_a_linear_layer(layer: ConvSubsampl
         )
         maps = norm * norm.sigmoid()
     expected = layer.output(maps.permute(0, 3, 1, 2).reshape(2, maps.shape[3], -1))
-    output, valid = layer(x, torch.ones(2, 13, dtype=torch.bool))
+    output, lengths = layer(x, torch.tensor([13, 13]))
     torch.testing.assert_close(output, expected)
-    assert valid.shape == output.shape[:2] == (2, 3)
-    assert valid.all()
+    assert output.shape == (2, 3, 6)
+    assert lengths.tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("length", range(1, 14))
 def test_every_length_is_as_if_alone(layer: ConvSubsampling, length: int) -> None:
     layer.eval()
     x = torch.randn(1, 13, 7, dtype=torch.float64)
-    output, valid = layer(x, valid_frames(torch.tensor([length]), 13))
-    alone, whole = layer(x[:, :length], torch.ones(1, length, dtype=torch.bool))
-    assert whole.all()
-    assert valid.sum() == whole.shape[1]
-    torch.testing.assert_close(output[valid], alone[0], atol=1e-12, rtol=1e-12)
+    output, lengths = layer(x, torch.tensor([length]))
+    alone, whole = layer(x[:, :length], torch.tensor([length]))
+    assert lengths == whole == alone.shape[1]
+    torch.testing.assert_close(output[0, :lengths], alone[0], atol=1e-12, rtol=1e-12)
 
 
 def test_strides_are_the_steps_in_time(layer: ConvSubsampling) -> None:

@@ -1,21 +1,18 @@
 """The laws of allocators."""
 
-import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
 
-import numpy
-import torch
 from hypothesis import strategies as st
 
 from ticketkit.errors import BudgetError, ConfigError
 from ticketkit.mask import Shape
 from ticketkit.plugins import Plugins
 from ticketkit.testing.strategies import NAMES, shapes
-from ticketkit.testing.subject import Named, Subject, for_every, without_a_trace
+from ticketkit.testing.subject import Named, Subject, for_every, move_generators, without_a_trace
 
 Counts = Mapping[str, int]
 REFUSED = object()  # instead of counts
@@ -167,7 +164,7 @@ def _sums_to_the_budget(subject: Subject, budget: _Budget, counts: Any) -> None:
 
 
 def _splits_the_same_again(subject: Subject, budget: _Budget, counts: Any) -> None:
-    torch.rand(1), numpy.random.random(), random.random()
+    move_generators()
     law = "split the same budget the same again, wherever the global random generators stand"
     _same(subject, law, budget, counts)
 

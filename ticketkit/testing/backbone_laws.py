@@ -75,7 +75,8 @@ def build(subject: Subject, seed: int) -> nn.Module:
 
 def _has_weights_in_scope(subject: Subject, module: nn.Module, scope: Mapping[str, Any]) -> None:
     law = "have weights to prune; give scope= if they are not in the default scope"
-    subject.insist(law, f"Scope.of(module, {', '.join(f'{k}={v!r}' for k, v in scope.items())})", _scope, module, scope)
+    where = f"Scope.of({', '.join(['module', *(f'{option}={value!r}' for option, value in scope.items())])})"
+    subject.insist(law, where, _scope, module, scope)
 
 
 def _starts_from_finite_weights(subject: Subject, module: nn.Module) -> None:
@@ -109,13 +110,13 @@ def _draws_other_weights_from_another_seed(subject: Subject, module: nn.Module) 
 def _loads_its_state_into_another_build(subject: Subject, module: nn.Module) -> None:
     law, where = "load its state_dict strictly into another build", "a build of seed 0 into one of seed 1"
     other = build(subject, 1)
-    subject.insist(law, where, other.load_state_dict, copy.deepcopy(module.state_dict()))
+    subject.works(law, where, other.load_state_dict, copy.deepcopy(module.state_dict()))
     _same(subject, law, where, _saved_tensors(module), _saved_tensors(other))
 
 
 def _is_copied_whole(subject: Subject, module: nn.Module) -> None:
     law = "go through copy.deepcopy whole, sharing nothing with the copy"
-    duplicate = subject.insist(law, "a fresh build", copy.deepcopy, module)
+    duplicate = subject.works(law, "a fresh build", copy.deepcopy, module)
     _same(subject, law, "a fresh build", state_tensors(module), state_tensors(duplicate))
     places = _memory(module)
     if shared := [key for key, place in _memory(duplicate).items() if place in places.values()]:
@@ -131,7 +132,7 @@ def _is_saved_and_loaded_without_pickled_code(subject: Subject, module: nn.Modul
         file.seek(0)
         return torch.load(file, weights_only=True)
 
-    read = subject.insist(law, "a fresh build", written_and_read)
+    read = subject.works(law, "a fresh build", written_and_read)
     if not alike(dict(module.state_dict()), dict(read)):
         raise subject.broken(law, "a fresh build", "other values")
 
@@ -142,7 +143,7 @@ def _is_pruned_and_rewound(subject: Subject, module: nn.Module, scope: Mapping[s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
         warnings.simplefilter("ignore", NoEffectWarning)
-        subject.insist("go through a run of two rounds", RUN, _run, subject, module, scope)
+        subject.works("go through a run of two rounds", RUN, _run, subject, module, scope)
     now = dict(module.named_parameters(remove_duplicate=False))
     if list(module.state_dict()) != keys or any(now.get(name) is not names[name] for name in names):
         law = "keep its parameters and the keys of its state_dict while it is trained and pruned"

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -106,11 +106,14 @@ class Bench:
         """Train a round that is killed at its last report; let another process, as it were, go on with it."""
         where = f"a round that is killed at report {reports} of its epochs, and goes on with another trainer"
         with TemporaryDirectory() as folder:
-            with suppress(_KilledError):
-                self._rewind()
+            self._rewind()
+            try:
                 self._round(where, self.module, self.trainer, Path(folder), _Reports(reports))
-            module, trainer = self.make()
-            return self._round(where, module, trainer, Path(folder), _Reports(None))
+            except _KilledError:
+                module, trainer = self.make()
+                return self._round(where, module, trainer, Path(folder), _Reports(None))
+        law = f"report as many epochs when it trains a round as in train(), which are {reports}"
+        raise self.subject.broken(law, "train_round()", "fewer")
 
     def _round(self, where: str, module: nn.Module, trainer: Any, folder: Path, reports: "_Reports") -> Training:
         """Let a trainer train the dense round of a run under the mask."""

@@ -1,32 +1,23 @@
 """The laws of criteria."""
 
-import random
-import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy
 import torch
 
-from ticketkit.criterion import ElementwiseScores, check_scores
-from ticketkit.errors import CollapseWarning, ConfigError, ScoreError, TicketkitError
-from ticketkit.granularity import Weights
+from ticketkit.criterion import ElementwiseScores
+from ticketkit.errors import ConfigError, TicketkitError
 from ticketkit.mask import Mask
 from ticketkit.plugins import Plugins
-from ticketkit.pruning import Pruner
-from ticketkit.registry import Choice
 from ticketkit.rng import RngState
 from ticketkit.selection import select
 from ticketkit.testing.models import TinyNet
-from ticketkit.testing.moment import Moment, alike, first_difference
-from ticketkit.testing.scene import ROUND, RUN_SEED, Nets, Recipe, Scene, Tensors, recipes, tiny_nets
-from ticketkit.testing.subject import Named, Subject, for_every, listed, without_a_trace
+from ticketkit.testing.moment import alike, first_difference
+from ticketkit.testing.scene import Nets, Recipe, Scene, Tensors, recipes, tiny_nets
+from ticketkit.testing.subject import Named, Subject, for_every, listed, move_generators, without_a_trace
+from ticketkit.testing.trial import Scores, Trial
 
-DATA = frozenset({"gradients", "activations"})
 DTYPES = (torch.float64, torch.bfloat16, torch.float16)
-Scores = Mapping[str, torch.Tensor]
 
 
 @without_a_trace
@@ -41,7 +32,7 @@ def check_criterion(
 ) -> None:
     """Raise `ConformanceError` if a criterion breaks a law: read only, repeatable, finite, of the right shape and use.
 
-    `criterion` is what `IMP(criterion=...)` takes; a bare callable `needs` and `regrows` what it would be registered
+    `criterion` is what `IMP(criterion=...)` takes; `needs` and `regrows` are what a bare callable would be registered
     with. It scores every `TinyNet` of `nets` (by default the five `TINY_NETS`) whole and under `examples` drawn masks,
     with batches and a loss if it needs data. A network that it refuses with a `TicketkitError` is passed over, but not
     all of them; one that it scores whole it has to score under every mask.
@@ -51,58 +42,14 @@ def check_criterion(
     """
     subject = Subject.of("criterion", criterion, plugins, needs=needs, regrows=regrows)
     builtin = Plugins()
-    trial = _Trial(subject, builtin.choose("granularity", "weight"), builtin.choose("allocation", "global"))
+    trial = Trial(subject, builtin.choose("granularity", "weight"), builtin.choose("allocation", "global"))
     for name, net in _scored_whole(trial, tiny_nets(nets)).items():
         for_every(recipes(), partial(_obeys, trial, name, net), examples=examples)
         _scores_weights_of_every_dtype(trial, name, net)
         _copes_with_weights_that_tell_nothing_apart(trial, name, net)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """A criterion under test, and the other parts of the prunings that it is tried in."""
-
-    subject: Subject
-    granularity: Choice
-    allocation: Choice
-
-    @property
-    def data(self) -> bool:
-        """Whether it gets batches and a loss."""
-        return not DATA.isdisjoint(self.subject.choice.needs)
-
-    def score(self, scene: Scene) -> Scores:
-        """Return the scores of a scene, which is left as it was; raises what the criterion refuses it with."""
-        before, initial = Moment.of(scene.model), {name: tensor.clone() for name, tensor in scene.initial.items()}
-        scores: Any = self.subject.attempt(scene.where, self.subject.choice.call, scene.inputs())
-        self._returns_a_floating_tensor_for_every_parameter(scene, scores)
-        for name in scores:
-            scores[name]  # computed now, if it was not before
-        self._leaves_everything_as_it_was(scene, before, initial)
-        return scores  # type: ignore[no-any-return]
-
-    def _returns_a_floating_tensor_for_every_parameter(self, scene: Scene, scores: Any) -> None:
-        law = "return a mapping with one floating-point tensor, of the weights' shape, for every name of inputs.mask"
-        if not isinstance(scores, Mapping):
-            raise self.subject.broken(law, scene.where, f"a {type(scores).__name__}")
-        try:
-            check_scores(scores, scene.mask)
-        except ScoreError as error:
-            raise self.subject.broken(law, scene.where, str(error)) from error
-
-    def _leaves_everything_as_it_was(self, scene: Scene, before: Moment, initial: Tensors) -> None:
-        changed = before.changes()
-        changed += [f"inputs.initial[{name!r}]" for name in initial if not alike(initial[name], scene.initial[name])]
-        if changed:
-            raise self.subject.broken(
-                "only read: leave the model, inputs.initial, torch's settings and the global random generators as they "
-                "are, and run the model through inputs.probe alone",
-                scene.where,
-                f"it changed {listed(changed)}",
-            )
-
-
-def _scored_whole(trial: _Trial, nets: Mapping[str, TinyNet]) -> dict[str, TinyNet]:
+def _scored_whole(trial: Trial, nets: Mapping[str, TinyNet]) -> dict[str, TinyNet]:
     """Return the networks that the criterion scores when nothing is pruned yet."""
     found, refusals = {}, []
     for name, net in nets.items():
@@ -123,7 +70,7 @@ def _scored_whole(trial: _Trial, nets: Mapping[str, TinyNet]) -> dict[str, TinyN
     return found
 
 
-def _says_what_it_needs(trial: _Trial, name: str, net: TinyNet, refusal: TicketkitError) -> None:
+def _says_what_it_needs(trial: Trial, name: str, net: TinyNet, refusal: TicketkitError) -> None:
     """Raise if a criterion that was registered without needs refuses a network only because it gets no batches."""
     if trial.data or not isinstance(refusal, ConfigError):
         return
@@ -140,7 +87,7 @@ def _says_what_it_needs(trial: _Trial, name: str, net: TinyNet, refusal: Ticketk
     )
 
 
-def _obeys(trial: _Trial, name: str, net: TinyNet, recipe: Recipe) -> None:
+def _obeys(trial: Trial, name: str, net: TinyNet, recipe: Recipe) -> None:
     """Hold every law against one scene."""
     scene = Scene.of(name, net, recipe, data=trial.data)
     scores = _scores_under_every_mask(trial, scene)
@@ -152,7 +99,7 @@ def _obeys(trial: _Trial, name: str, net: TinyNet, recipe: Recipe) -> None:
     _prunes_to_the_budget_whatever_pruned_weights_score(trial, scene, read)
 
 
-def _scores_under_every_mask(trial: _Trial, scene: Scene) -> Scores:
+def _scores_under_every_mask(trial: Trial, scene: Scene) -> Scores:
     scores: Scores = trial.subject.insist(
         "score under every mask a network that it scores whole", scene.where, trial.score, scene
     )
@@ -163,7 +110,7 @@ def _read(scores: Scores) -> Tensors:
     return {name: scores[name].detach().clone() for name in scores}
 
 
-def _scores_what_can_be_kept_finitely(trial: _Trial, scene: Scene, scores: Tensors) -> None:
+def _scores_what_can_be_kept_finitely(trial: Trial, scene: Scene, scores: Tensors) -> None:
     """Every weight that can be kept has a finite score: all that the mask keeps, or all if it regrows."""
     for name, values in scores.items():
         counts = torch.ones_like(scene.mask[name]) if trial.subject.choice.regrows else scene.mask[name]
@@ -178,13 +125,13 @@ def _scores_what_can_be_kept_finitely(trial: _Trial, scene: Scene, scores: Tenso
             )
 
 
-def _reads_the_same_every_time(trial: _Trial, scene: Scene, scores: Scores, read: Tensors) -> None:
+def _reads_the_same_every_time(trial: Trial, scene: Scene, scores: Scores, read: Tensors) -> None:
     """Scores that are computed when they are read are the same at every reading: a selection reads them twice."""
     law = "return scores that are the same every time they are read; a selection reads them more than once"
     _same(trial, law, scene, read, {name: scores[name].detach() for name in read})
 
 
-def _is_the_same_in_slices(trial: _Trial, scene: Scene, scores: Scores, read: Tensors) -> None:
+def _is_the_same_in_slices(trial: Trial, scene: Scene, scores: Scores, read: Tensors) -> None:
     """`ElementwiseScores` of a slice are that slice of the scores."""
     if not isinstance(scores, ElementwiseScores):
         return
@@ -199,9 +146,9 @@ def _is_the_same_in_slices(trial: _Trial, scene: Scene, scores: Scores, read: Te
             _same(trial, law, scene, {f"{name}.flatten()[{part}]": flat[part]}, {f"{name}.flatten()[{part}]": here})
 
 
-def _is_the_same_for_the_same_seed_whatever_the_global_generators(trial: _Trial, scene: Scene, first: Tensors) -> None:
+def _is_the_same_for_the_same_seed_whatever_the_global_generators(trial: Trial, scene: Scene, first: Tensors) -> None:
     now = RngState.capture()
-    torch.rand(1), numpy.random.random(), random.random()
+    move_generators()
     moved = _read(_scores_under_every_mask(trial, scene))
     if alike(first, moved):
         return
@@ -213,10 +160,10 @@ def _is_the_same_for_the_same_seed_whatever_the_global_generators(trial: _Trial,
     _same(trial, law, scene, first, moved)
 
 
-def _prunes_to_the_budget_whatever_pruned_weights_score(trial: _Trial, scene: Scene, scores: Tensors) -> None:
+def _prunes_to_the_budget_whatever_pruned_weights_score(trial: Trial, scene: Scene, scores: Tensors) -> None:
     """A pruning with it keeps exactly the budget, inside the mask, and what pruned weights score decides nothing."""
     regrows = trial.subject.choice.regrows
-    chosen: Mask = trial.subject.insist("go through a pruning", scene.where, _pruned, trial, scene)
+    chosen: Mask = trial.subject.insist("go through a pruning", scene.where, trial.pruned, scene)
     garbled = {name: values.masked_fill(~scene.mask[name], torch.nan) for name, values in scores.items()}
     candidates = Mask.ones(scene.mask.shapes) if regrows else scene.mask
     expected = select(scores if regrows else garbled, candidates, scene.keep)
@@ -228,7 +175,7 @@ def _prunes_to_the_budget_whatever_pruned_weights_score(trial: _Trial, scene: Sc
         )
 
 
-def _scores_weights_of_every_dtype(trial: _Trial, name: str, net: TinyNet) -> None:
+def _scores_weights_of_every_dtype(trial: Trial, name: str, net: TinyNet) -> None:
     """Weights of any floating dtype are scored and pruned like others, or refused with a `TicketkitError`."""
     for dtype in DTYPES:
         scene = Scene.of(name, net, Recipe(density=0.5), data=trial.data, dtype=dtype)
@@ -243,7 +190,7 @@ def _scores_weights_of_every_dtype(trial: _Trial, name: str, net: TinyNet) -> No
         _prunes_to_the_budget_whatever_pruned_weights_score(trial, scene, read)
 
 
-def _copes_with_weights_that_tell_nothing_apart(trial: _Trial, name: str, net: TinyNet) -> None:
+def _copes_with_weights_that_tell_nothing_apart(trial: Trial, name: str, net: TinyNet) -> None:
     """A parameter that is zero, or all of one value and not moved, has finite scores, or a `TicketkitError`."""
     for value in (0.0, 0.5):
         scene = Scene.of(name, net, Recipe(), data=trial.data)
@@ -273,22 +220,7 @@ def _runs(scene: Scene) -> bool:
     return True
 
 
-def _pruned(trial: _Trial, scene: Scene) -> Mask:
-    pruner = Pruner(
-        criterion=trial.subject.choice,
-        pattern=Weights(scene.mask.shapes),
-        granularity=trial.granularity,
-        allocation=trial.allocation,
-        floors={},
-        seed=RUN_SEED,
-        probe=scene.probe,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)  # of tiny layers that are pruned empty
-        return pruner.next_mask(scene.mask, scene.keep, weights=scene.weights, initial=scene.initial, index=ROUND)
-
-
-def _same(trial: _Trial, law: str, scene: Scene, first: Tensors, second: Tensors) -> None:
+def _same(trial: Trial, law: str, scene: Scene, first: Tensors, second: Tensors) -> None:
     for name, one in first.items():
         if not alike(one.detach(), second[name].detach()):
             raise trial.subject.broken(law, scene.where, f"{name!r}{first_difference(one, second[name])}")

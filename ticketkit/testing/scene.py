@@ -13,7 +13,7 @@ from ticketkit.errors import ConfigError
 from ticketkit.mask import Mask
 from ticketkit.probe import Probe
 from ticketkit.rng import derived_seed, seeded
-from ticketkit.scope import Scope
+from ticketkit.scope import Scope, masked_parameters
 from ticketkit.testing.models import TINY_NETS, TinyNet
 
 Tensors = dict[str, torch.Tensor]
@@ -79,8 +79,7 @@ class Scene:
     @property
     def weights(self) -> Tensors:
         """The trained weights in scope; they share memory with the model."""
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        return {name: parameters[name].detach() for name in self.mask}
+        return {name: group[0].detach() for name, group in masked_parameters(self.model, self.mask.shapes).items()}
 
     def inputs(self) -> ScoreInputs:
         """Return what the criterion gets in a run, with a fresh generator."""

@@ -1,20 +1,17 @@
 """The laws of schedules."""
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy
-import torch
 from hypothesis import strategies as st
 
 from ticketkit.errors import BudgetError, ConfigError, TicketkitError
 from ticketkit.plugins import Plugins
 from ticketkit.schedule import Target, plan
-from ticketkit.testing.subject import Named, Subject, for_every, without_a_trace
+from ticketkit.testing.subject import Named, Subject, for_every, move_generators, without_a_trace
 
 MOST = 10**12  # weights
 ROUNDS = st.integers(0, 20)
@@ -164,7 +161,7 @@ def _takes_no_more_rounds_than_settled(
 
 def _plans_the_same_again(subject: Subject, order: _Order, target: Target | None, counts: tuple[int, ...]) -> None:
     """A run that goes on plans anew: the plan follows from the arguments, and from nothing else."""
-    torch.rand(1), numpy.random.random(), random.random()
+    move_generators()
     again = subject.insist("plan again what it planned before", str(order), _counts, subject, order, target)
     if again != counts:
         law = "plan the same again, whatever it planned before and wherever the global random generators stand"

@@ -1,10 +1,13 @@
 """What is checked, how it is called, and what is said when it breaks a law."""
 
+import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ParamSpec, Self, TypeVar
 
+import numpy
+import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
@@ -89,6 +92,15 @@ class Subject:
         except TicketkitError as error:
             raise self.broken(law, where, f"{type(error).__name__}: {error}") from error
 
+    def works(self, law: str, where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what others make of the plugin's object, such as torch; whatever they raise breaks the law."""
+        try:
+            return function(*args, **kwargs)
+        except (ConformanceError, Warning):
+            raise
+        except Exception as error:
+            raise self.broken(law, where, f"{type(error).__name__}: {error}") from error
+
 
 def without_a_trace(check: Callable[Given, None]) -> Callable[Given, None]:
     """Return a check that leaves the global random generators where they were, whatever it did with them."""
@@ -102,6 +114,13 @@ def without_a_trace(check: Callable[Given, None]) -> Callable[Given, None]:
             before.restore()
 
     return undone
+
+
+def move_generators() -> None:
+    """Move the global random generators on, for what must not hear them."""
+    torch.rand(1)
+    numpy.random.random()
+    random.random()
 
 
 def for_every(cases: st.SearchStrategy[Case], law: Callable[[Case], object], *, examples: int) -> None:

@@ -35,16 +35,17 @@ def check_trainer(
 
         check_trainer({"name": "asr", "epochs": 2}, backbone={"name": "cnn_lstm", "hidden": 8}, corpus="fsdd")
     """
-    subject = Subject.of("trainer", trainer, plugins)
-    backbones, corpora = Subject.of("backbone", backbone, plugins), Subject.of("corpus", corpus, plugins)
+    known = plugins or Plugins.discover()
+    subject = Subject.of("trainer", trainer, known)
+    backbones, corpora = known.choose("backbone", backbone), known.choose("corpus", corpus)
     with seeded(seed):
-        opened = corpora.choice.call()
+        opened = corpora.call()
 
     def made() -> tuple[nn.Module, Any]:
         """Return a fresh module and its trainer, as an experiment makes them."""
         law = "be made by trainer(bundle, corpus, seed=seed)"
         with seeded(seed):
-            bundle = backbones.choice.call()
+            bundle = backbones.call()
             trainer = subject.insist(law, "before the first round", subject.choice.call, bundle, opened, seed=seed)
         return bundle.module, trainer
 
@@ -58,6 +59,7 @@ def check_trainer(
     _returns_what_dev_says_of_the_weights_it_leaves(bench, first)
     _scores_the_same_batches_each_time(bench)
     second = bench.trained("the second training, rewound, with the same trainer")
+    _keeps_parameters_and_mask(bench, second)
     _trains_the_same_again(bench, first, second)
     _goes_on_in_the_middle_of_a_round(bench, first)
 

@@ -120,8 +120,8 @@ def in_groups(x: Tensor, valid: Tensor, group: int) -> Tensor:
     """
     if group == 1:
         return x
-    missing = (group - x.shape[1] % group) % group
-    return pad(x.masked_fill(~valid[:, :, None], 0), (0, 0, 0, missing))
+    groups = (x.shape[1] + group - 1) // group
+    return pad(x.masked_fill(~valid[:, :, None], 0), (0, 0, 0, groups * group - x.shape[1]))
 
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:

@@ -16,7 +16,7 @@ from ticketkit_asr.backbones.bundle import CtcNetwork, SpeechBundle
 from ticketkit_asr.backbones.cnn_lstm import valid_frames
 from ticketkit_asr.backbones.normalisation import batch_normalised
 from ticketkit_asr.backbones.options import ConvOptions
-from ticketkit_asr.backbones.subsampling import ConvSubsampling
+from ticketkit_asr.backbones.subsampling import ConvSubsampling, shortened
 from ticketkit_asr.backbones.transformer_options import ConformerOptions, StageOptions
 from ticketkit_asr.ctc import Ctc
 from ticketkit_asr.features import FeatureExtractor
@@ -84,16 +84,16 @@ class Conformer(CtcNetwork):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (batch, output frames, labels), zero beyond each utterance's output frames, and these."""
-        x, valid = self.subsampling(features, valid_frames(lengths, features.shape[1]))
+        x, lengths = self.subsampling(features, lengths)
         x = self.dropout(x)
         for block in self.blocks:
-            x, valid = block(x, valid)
-        return self.output(x).masked_fill(~valid[:, :, None], 0), self.output_lengths(lengths)
+            x, lengths = block(x, lengths)
+        return self.output(x).masked_fill(~valid_frames(lengths, x.shape[1])[:, :, None], 0), lengths
 
     def output_lengths(self, frames: Tensor) -> Tensor:
         """Return the number of output frames for each number of feature frames."""
         for stride in self.strides:
-            frames = (frames - 1) // stride + 1
+            frames = shortened(frames, stride)
         return frames
 
 
@@ -126,14 +126,14 @@ class ConformerBlock(nn.Module):
         self.norm = nn.LayerNorm(output_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (batch, frames, dim) and which frames are valid, (batch, frames), from the same."""
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (batch, frames, dim) and the frames of each utterance, (batch,), from the same."""
         x = x + 0.5 * self.feed_forward_1(x)
-        x = x + self.dropout(self.attention(self.attention_norm(x), valid))
-        convolved = self.dropout(self.convolution(x, valid))
-        x = convolved + (x if self.shortcut is None else self.shortcut(x.mT).mT)
+        x = x + self.dropout(self.attention(self.attention_norm(x), valid_frames(lengths, x.shape[1])))
+        convolved, lengths = self.convolution(x, lengths)
+        x = self.dropout(convolved) + (x if self.shortcut is None else self.shortcut(x.mT).mT)
         x = x + 0.5 * self.feed_forward_2(x)
-        return self.norm(x), valid[:, :: self.stride]
+        return self.norm(x), lengths
 
 
 class ConvolutionModule(nn.Module):
@@ -148,9 +148,11 @@ class ConvolutionModule(nn.Module):
         self.batch_norm = nn.BatchNorm1d(output_dim)
         self.contract = nn.Conv1d(output_dim, output_dim, 1)
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Return (batch, frames / stride, output dim) from (batch, frames, dim); `valid` is (batch, frames)."""
-        gated = glu(self.expand(self.norm(x).mT), dim=1).masked_fill(~valid[:, None, :], 0)
-        normalised = batch_normalised(self.batch_norm, self.depthwise(gated).mT, valid[:, :: self.stride])
-        output: Tensor = self.contract(silu(normalised).mT).mT
-        return output
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (batch, frames / stride, output dim) and (batch,) lengths from (batch, frames, dim) and lengths."""
+        gated = glu(self.expand(self.norm(x).mT), dim=1)
+        gated = gated.masked_fill(~valid_frames(lengths, x.shape[1])[:, None, :], 0)
+        deep = self.depthwise(gated).mT
+        lengths = shortened(lengths, self.stride)
+        normalised = batch_normalised(self.batch_norm, deep, valid_frames(lengths, deep.shape[1]))
+        return self.contract(silu(normalised).mT).mT, lengths

@@ -6,7 +6,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ticketkit_asr.backbones.cnn_lstm import strided
+from ticketkit_asr.backbones.cnn_lstm import strided, valid_frames
 from ticketkit_asr.backbones.normalisation import batch_normalised
 from ticketkit_asr.backbones.options import ConvOptions
 
@@ -22,15 +22,16 @@ class ConvSubsampling(nn.Module):
             bins = strided(bins, conv.stride[0])
         self.output = nn.Linear(channels[-1] * bins, dim)
 
-    def forward(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the frames that are left and which of them are valid, given which of `features` are.
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the frames that are left, and how many of each utterance, (batch,), given how many there were.
 
-        `valid` is (batch, frames). Invalid features do not matter, not even NaN; invalid frames come out as anything.
+        Features beyond `lengths` do not matter, not even NaN; frames beyond come out as anything finite.
         """
-        maps = features.masked_fill(~valid[:, :, None], 0).transpose(1, 2).unsqueeze(1)
+        maps = features.masked_fill(~valid_frames(lengths, features.shape[1])[:, :, None], 0)
+        maps = maps.transpose(1, 2).unsqueeze(1)  # (batch, channel 1, bins, frames)
         for conv in self.convs:
-            maps, valid = conv(maps, valid)
-        return self.output(maps.permute(0, 3, 1, 2).flatten(2)), valid
+            maps, lengths = conv(maps, lengths)
+        return self.output(maps.permute(0, 3, 1, 2).flatten(2)), lengths
 
     @property
     def strides(self) -> list[int]:
@@ -48,8 +49,14 @@ class SwishConv(nn.Module):
         self.norm = nn.BatchNorm1d(options.channels)
         self.stride = options.stride[1]
 
-    def forward(self, maps: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the maps, zero in invalid frames, and which are valid; `maps` must be zero in invalid frames."""
-        valid = valid[:, :: self.stride]
+    def forward(self, maps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the maps and their lengths, zero beyond each utterance's own; `maps` must be zero beyond `lengths`."""
+        lengths = shortened(lengths, self.stride)
         maps = self.conv(maps).permute(0, 3, 1, 2)  # (batch, frames, channels, bins)
-        return silu(batch_normalised(self.norm, maps, valid)).permute(0, 2, 3, 1), valid
+        maps = batch_normalised(self.norm, maps, valid_frames(lengths, maps.shape[1]))
+        return silu(maps).permute(0, 2, 3, 1), lengths
+
+
+def shortened(lengths: Tensor, stride: int) -> Tensor:
+    """Return how many frames are left of so many: those at 0, stride, 2 * stride, ..."""
+    return (lengths - 1) // stride + 1

@@ -12,7 +12,7 @@ from ticketkit_asr.backbones.attention import FeedForward, SelfAttention, sinuso
 from ticketkit_asr.backbones.bundle import CtcNetwork, SpeechBundle
 from ticketkit_asr.backbones.cnn_lstm import valid_frames
 from ticketkit_asr.backbones.options import ConvOptions
-from ticketkit_asr.backbones.subsampling import ConvSubsampling
+from ticketkit_asr.backbones.subsampling import ConvSubsampling, shortened
 from ticketkit_asr.backbones.transformer_options import TransformerOptions
 from ticketkit_asr.ctc import Ctc
 from ticketkit_asr.features import FeatureExtractor
@@ -65,17 +65,18 @@ class Transformer(CtcNetwork):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (batch, output frames, labels), zero beyond each utterance's output frames, and these."""
-        x, valid = self.subsampling(features, valid_frames(lengths, features.shape[1]))
+        x, lengths = self.subsampling(features, lengths)
+        valid = valid_frames(lengths, x.shape[1])
         positions = sinusoids(torch.arange(x.shape[1], device=x.device), x.shape[2])
         x = self.dropout(x + positions.to(x.dtype))
         for block in self.blocks:
             x = block(x, valid)
-        return self.output(self.norm(x)).masked_fill(~valid[:, :, None], 0), self.output_lengths(lengths)
+        return self.output(self.norm(x)).masked_fill(~valid[:, :, None], 0), lengths
 
     def output_lengths(self, frames: Tensor) -> Tensor:
         """Return the number of output frames for each number of feature frames."""
         for stride in self.subsampling.strides:
-            frames = (frames - 1) // stride + 1
+            frames = shortened(frames, stride)
         return frames
 
 
