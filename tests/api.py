@@ -134,7 +134,7 @@ def _definition(node: ast.FunctionDef) -> str:
     """Return a function as `(a: int, *, b: str = 'x') -> bool`, after what its decorators make of it."""
     decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
     marks = [name for name in ("property", "classmethod", "staticmethod", "contextmanager") if name in decorators]
-    marks += [] if "cached_property" in decorators else []
+    marks += ["property"] if "cached_property" in decorators else []
     arguments = node.args
     for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]:
         if argument is not None and argument.annotation is not None:

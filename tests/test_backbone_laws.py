@@ -36,9 +36,7 @@ def test_a_backbone_with_half_of_it_frozen_passes() -> None:
 def test_embeddings_alone_need_a_scope() -> None:
     backbone = bundled(lambda: nn.Sequential(nn.Embedding(4, 3)))
     check_backbone(backbone, scope={"embeddings": True})
-    with pytest.raises(
-        ConformanceError, match=r"have weights to prune; give scope=.*\n  where: Scope.of\(module\)\n"
-    ):
+    with pytest.raises(ConformanceError, match=r"have weights to prune; give scope=.*\n  where: Scope.of\(module\)\n"):
         check_backbone(backbone)
 
 

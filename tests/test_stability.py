@@ -5,6 +5,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,10 @@ class Example(Base):
     def size(self) -> "int":
         return 0
 
+    @cached_property
+    def weight(self) -> float:
+        return 0.0
+
     @classmethod
     def of(cls, value: "str | None" = None, /) -> "Example":
         return cls(value or "")
@@ -119,6 +124,7 @@ def test_the_snapshot_holds_all_that_is_public_of_a_class_and_nothing_else() -> 
         "__init__": "(self, first: str, *rest: float, named: bool=True, **more: int) -> None",
         "__len__": "(self) -> int",
         "size": "property -> int",
+        "weight": "property -> float",
         "of": "classmethod (cls, value: str | None=None, /) -> Example",
     }
 

@@ -198,13 +198,13 @@ class Plugins:
     def choose(self, kind: str, chosen: str | Mapping[str, Any] | Callable[..., Any]) -> Choice:
         """Return what a user named: `"name"`, `{"name": ..., option: ...}`, or any callable of the right shape."""
         if isinstance(chosen, str):
-            return self.registries[kind].get(chosen, note=self._absent_note()).configured({})
+            return self._entry(kind, chosen).configured({})
         if isinstance(chosen, Mapping):
             options = dict(chosen)
             name = options.pop("name", None)
             if not isinstance(name, str):
                 raise ConfigError(f"{kind} needs a name: {{name: ..., options}}, but {dict(chosen)!r} came")
-            return self.registries[kind].get(name, note=self._absent_note()).configured(options)
+            return self._entry(kind, name).configured(options)
         if callable(chosen):
             origin = f"python:{getattr(chosen, '__module__', '?')}.{getattr(chosen, '__qualname__', repr(chosen))}"
             return Choice(chosen, Provenance(entry=origin, version="unversioned"))
@@ -252,9 +252,13 @@ class Plugins:
         facts = self._facts.get(implementation.plugin_name)
         return str(facts) if facts else f"observer {implementation.plugin!r}"
 
-    def _absent_note(self) -> str:
+    def _entry(self, kind: str, name: str) -> Entry:
+        """Return a registered entry; an unknown name may be that of a plugin which is left out, so those are named."""
+        registry = self.registries[kind]
+        if name in registry:
+            return registry.get(name)
         reasons = [broken.reason for broken in self.broken] + list(left_out().values())
-        return "".join(f"\n  left out: {reason}" for reason in reasons)
+        return registry.get(name, note="".join(f"\n  left out: {reason}" for reason in reasons))
 
 
 def _taking(implementation: pluggy.HookImpl) -> Callable[..., Any]:

@@ -122,6 +122,9 @@ class Registry:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries[name] for name in sorted(self._entries))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
     def add(self, entry: Entry) -> None:
         """Add an entry; raises `PluginError` naming both plugins when the name is taken.
 

@@ -18,6 +18,7 @@ from ticketkit.testing.allocator_laws import check_allocator
 from ticketkit.testing.backbone_laws import check_backbone
 from ticketkit.testing.corpus_laws import check_corpus
 from ticketkit.testing.criterion_laws import check_criterion
+from ticketkit.testing.exporter_laws import check_exporter
 from ticketkit.testing.granularity_laws import check_granularity
 from ticketkit.testing.installation import plugin_installed
 from ticketkit.testing.models import TINY_NETS, TinyNet, attention, bilstm_tagger, convnet, mlp, tied_gru
@@ -38,6 +39,7 @@ __all__ = [
     "check_backbone",
     "check_corpus",
     "check_criterion",
+    "check_exporter",
     "check_granularity",
     "check_schedule",
     "check_trainer",
