@@ -74,7 +74,7 @@ def test_a_chosen_entry_gets_its_validated_options(plugins: Plugins) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"corpus": "wrds"}, "corpus: Value error, unknown corpus 'wrds'; did you mean 'words'?"),
+        ({"corpus": "wrds"}, "corpus: unknown corpus 'wrds'; did you mean 'words'?"),
         ({"backbone": {"name": "net", "size": "big"}}, "size: Input should be a valid integer"),
         ({"backbone": {"size": 1}}, "backbone needs a name"),
         ({"trainer": {"name": "loop", "lr": 1}}, "trainer 'loop' takes no options"),

@@ -43,7 +43,7 @@ def sections() -> dict[str, str]:
 def plugin(*hooks: str) -> types.ModuleType:
     """Return one plugin made of the examples of some hooks."""
     module = types.ModuleType("examples")
-    vars(module).update(ticketkit=ticketkit, torch=torch, types=types)
+    vars(module).update(json=json, ticketkit=ticketkit, torch=torch, types=types)
     for hook in hooks:
         exec(compile(example(hook), f"<example of {hook}>", "exec"), vars(module))
     return module
@@ -184,7 +184,6 @@ def test_backbone_corpus_and_trainer_run_together(tmp_path: Path) -> None:
     assert all(row.test["square"] > 0 for row in results.rows)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_the_exporter_writes_a_trained_ticket(tmp_path: Path) -> None:
     imp = IMP(mlp(), rate=0.5, rounds=1)
     for _ in imp:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FAILED, BAD_INPUT = 1, 2
 
+KINDS_OF_PLUGINS = (
+    "criterion, schedule, granularity, allocation, backbone, corpus, trainer, exporter, observer or command"
+)
 STARTER = """\
 # A starter config: ticketkit run {path} --out runs/first
 seed: 0
@@ -236,16 +239,17 @@ def show(name: Annotated[str, typer.Argument(help="a plugin or an entry")]) -> N
 @plugins_app.command()
 def new(
     name: Annotated[str, typer.Argument(help="what the plugin is called, such as sharpest")],
-    kind: Annotated[str, typer.Option(help="what it registers or does")] = "criterion",
+    kind: Annotated[str, typer.Option(help=KINDS_OF_PLUGINS)] = "criterion",
     to: Annotated[Path | None, typer.Option(help="a new directory [default: ticketkit-NAME]")] = None,
 ) -> None:
     """Write a ready package for a plugin, with a test that passes."""
     from ticketkit.scaffold import write_package
 
     directory = to or Path(f"ticketkit-{name}")
-    for path in write_package(name, kind, directory):
+    taken = [command.name or "" for command in app.registered_commands] if kind == "command" else ()
+    for path in write_package(name, kind, directory, taken=taken):
         console.print(f"wrote {path}", soft_wrap=True)
-    console.print(f"now: pip install -e {directory} && pytest {directory}", soft_wrap=True)
+    console.print(f"now: pip install -e '{directory}[test]' && pytest {directory}", soft_wrap=True)
 
 
 @app.command()

@@ -67,7 +67,8 @@ def ticketkit_register_schedules(register: Register) -> None:
             register("at_once", at_once)
 
         def at_once(total, target):
-            return (total, ticketkit.Target.required(target).end(total))
+            target = ticketkit.Target.required(target)
+            return (total, target.end(total))[: target.rounds + 1]
     """
 
 
@@ -195,10 +196,11 @@ def ticketkit_register_exporters(register: Register) -> None:
 
         @ticketkit.hookimpl
         def ticketkit_register_exporters(register):
-            register("torchscript", torchscript)
+            register("names", names)
 
-        def torchscript(bundle, ticket, directory):
-            torch.jit.script(bundle.module).save(str(directory / "model.pt"))
+        def names(bundle, ticket, directory):
+            kept = {name: int((weight != 0).sum()) for name, weight in bundle.module.named_parameters()}
+            (directory / "kept.json").write_text(json.dumps(kept))
     """
 
 

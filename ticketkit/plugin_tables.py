@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from rich.table import Table
 
+from ticketkit.discovery import left_out
 from ticketkit.errors import ConfigError
 from ticketkit.plugins import LoadedPlugin, Plugins
 from ticketkit.registry import Entry, suggestion
@@ -41,7 +42,7 @@ def details(plugins: Plugins, name: str) -> Iterator[str | Table]:
     if name in loaded:
         yield from _of_plugin(loaded[name])
         chosen = _entries(plugins, name)
-    elif any(broken.name == name for broken in plugins.broken):
+    elif any(broken.name == name for broken in plugins.broken) or name in left_out():
         yield plugins.absence(name).replace("it is", f"{name} is", 1)
         return
     else:

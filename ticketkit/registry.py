@@ -101,9 +101,10 @@ class Entry:
         return Choice(call, provenance, self.needs, self.regrows, self.culprit)
 
     def _validated(self, model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
-        faults = _ignored_keys(model, options)
+        unknown = _unknown_keys(model, options)
+        faults = list(unknown.values())
         try:
-            validated = model.model_validate(dict(options))
+            validated = model.model_validate({key: value for key, value in options.items() if key not in unknown})
         except ValidationError as error:
             faults += validation_lines(error)
         if faults:
@@ -164,16 +165,16 @@ def validation_lines(error: ValidationError) -> list[str]:
     for fault in error.errors(include_url=False):
         path = ".".join(map(str, fault["loc"])) or "(whole)"
         came = "" if fault["type"] in ("missing", "extra_forbidden") else f" (came: {fault['input']!r})"
-        lines.append(f"{path}: {fault['msg']}{came}")
+        lines.append(f"{path}: {fault['msg'].removeprefix('Value error, ')}{came}")
     return lines
 
 
-def _ignored_keys(model: type[BaseModel], options: Mapping[str, Any]) -> list[str]:
-    """Return a line for every key that a model would take in silence without having a field for it."""
-    if model.model_config.get("extra", "ignore") != "ignore":
-        return []
+def _unknown_keys(model: type[BaseModel], options: Mapping[str, Any]) -> dict[str, str]:
+    """Return a line for every key that a model has no field for, whether it would refuse it or take it in silence."""
+    if model.model_config.get("extra") == "allow":
+        return {}
     known = {alias or name for name, field in model.model_fields.items() for alias in (name, field.alias)}
-    return [f"{key}: there is no such option{suggestion(key, known)}" for key in options if key not in known]
+    return {key: f"{key}: there is no such option{suggestion(key, known)}" for key in options if key not in known}
 
 
 def _owner(entry: Entry) -> str:

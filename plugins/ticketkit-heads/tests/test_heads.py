@@ -31,6 +31,11 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ticketkit.Plug
         yield ticketkit.Plugins.discover()
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 @dataclass(frozen=True)
 class Net:
     """A tiny network with random weights, how it runs, and where its attentions and their layers are."""

@@ -24,6 +24,11 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ticketkit.Plug
         yield ticketkit.Plugins.discover()
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def cross_entropy(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(model(batch).reshape(-1, 3)[:4], LABELS)
 

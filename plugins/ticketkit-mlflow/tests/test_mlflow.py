@@ -118,6 +118,16 @@ class Training:
         return imp
 
 
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    seeded()
+
+
+def seeded() -> None:
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+
+
 def metric(index: int) -> float:
     return 0.5 / (index + 1)
 
@@ -209,8 +219,7 @@ def test_a_missing_mlflow_is_refused_when_the_run_starts(
 
 def test_watching_changes_no_bit(plugins: Discover, store: Store) -> None:
     def digests(watched: ticketkit.Plugins) -> tuple[list[str], float]:
-        for seed in (random.seed, np.random.seed, torch.manual_seed):
-            seed(0)
+        seeded()
         training = Training()
         return [ticket.digest for ticket in training.run(training.imp(watched)).tickets], random.random()
 

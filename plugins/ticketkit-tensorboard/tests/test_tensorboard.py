@@ -82,6 +82,11 @@ def metric(index: int) -> float:
     return 0.5 / (index + 1)
 
 
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    seeded()
+
+
 def seeded() -> None:
     random.seed(0)
     np.random.seed(0)

@@ -56,6 +56,11 @@ LEARNS = {"width": 32, "feedforward": 64}
 """Sizes that suffice to learn two tones in two seconds."""
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def bundle(*, characters: str = "AB ", **sizes: Any) -> WhisperBundle:
     return build_whisper(options=WhisperOptions.model_validate({"config": SIZES | sizes, "characters": characters}))
 
