@@ -51,7 +51,7 @@ def transcribe_file(
                 found = [written for written in found if written.at >= seam]
             done += [written.label for written in pending]
             pending = found
-    return bundle.alphabet.decode([*done, *(written.label for written in pending)])
+    return " ".join(bundle.alphabet.decode([*done, *(written.label for written in pending)]).split())
 
 
 def longest_pause(before: Sequence[Written], after: Sequence[Written], start: float, end: float) -> float:

@@ -141,10 +141,10 @@ def test_loss_is_ctc_of_each_utterance_and_decoding_reads_the_best_path(tiny):
     path = torch.tensor([[2, 2, 0, 2, 3, 0], [4, 0, 0, 9, 9, 9]])  # A A _ A B _ and C _ _ (padding)
     scores = 30.0 * nn.functional.one_hot(path, 29).float()
     lengths = torch.tensor([6, 3])
-    assert bundle.decode(scores, lengths) == ["AAB", "C"]
+    assert [bundle.text(written) for written in bundle.objective.greedily(scores, lengths)] == ["AAB", "C"]
     targets = [torch.tensor([2, 2, 3]), torch.tensor([4])]
-    assert bundle.loss(scores, lengths, targets).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
-    assert bundle.loss(scores, lengths, [torch.tensor([2, 3]), torch.tensor([4])])[0] > 20
+    assert bundle.objective.losses_of(scores, lengths, targets).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert bundle.objective.losses_of(scores, lengths, [torch.tensor([2, 3]), torch.tensor([4])])[0] > 20
 
 
 def test_the_papers_model_trains_a_step_and_has_999_in_1000_weights_in_scope() -> None:
@@ -154,6 +154,6 @@ def test_the_papers_model_trains_a_step_and_has_999_in_1000_weights_in_scope() -
     features, lengths = torch.randn(2, 120, 161), torch.tensor([120, 90])
     scores, frames = bundle.module(features, lengths)
     assert (tuple(scores.shape), frames.tolist()) == ((2, 60, 29), [60, 45])
-    bundle.loss(scores, frames, [torch.tensor([3, 1, 20]), torch.tensor([7])]).sum().backward()
+    bundle.objective.losses_of(scores, frames, [torch.tensor([3, 1, 20]), torch.tensor([7])]).sum().backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in bundle.module.parameters() if p.grad is not None)
     assert all(p.grad is not None for p in bundle.module.parameters())

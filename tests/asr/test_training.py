@@ -15,6 +15,7 @@ import torch
 
 from ticketkit import IMP
 from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
+from ticketkit_asr.backbones.options import CnnLstmOptions
 from ticketkit_asr.backbones.transformer import build_transformer
 from ticketkit_asr.backbones.transformer_options import TransformerOptions
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
@@ -47,6 +48,19 @@ def attending(corpus, **options):
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.eval()
             module.train = lambda mode=True, module=module: module  # its running statistics stay what they are
+    return SpeechTrainer(bundle, corpus, seed=0, options=TrainerOptions(**options)), bundle.module
+
+
+def normalising(corpus, **options):
+    """Return a trainer of a network that normalises over the batch, and its module."""
+    torch.manual_seed(0)
+    sizes = {
+        "features": {"kind": "log_mel", "mels": 12},
+        "convs": [{"channels": 4, "kernel": (5, 5), "stride": (2, 2)}],
+        "hidden": 8,
+        "layers": 2,
+    }
+    bundle = build_cnn_lstm(options=CnnLstmOptions.model_validate(sizes))
     return SpeechTrainer(bundle, corpus, seed=0, options=TrainerOptions(**options)), bundle.module
 
 
@@ -246,30 +260,32 @@ from pathlib import Path
 from torch import distributed
 from ticketkit import IMP
 sys.path.insert(0, {tests!r})
-from test_training import attending, ignore
+from test_training import attending, ignore, normalising
 from conftest import two_tones_corpus
 ranks = int(sys.argv[1])
 if ranks > 1:
     distributed.init_process_group("gloo")
 torch.set_num_threads(1)
-trainer, module = attending(two_tones_corpus(), epochs=2, batch_size=4, optimizer="sgd", lr=0.05)
+options = dict(epochs=2, batch_size=4, optimizer="sgd", lr=0.05)
+trainer, module = {{"attending": attending, "normalising": normalising}}[sys.argv[3]](two_tones_corpus(), **options)
 imp = IMP(module, rate=0.5, rounds=1)
 for current in imp:
     current.log(**trainer.train(ignore))
 rank = distributed.get_rank() if ranks > 1 else 0
-weights = {{name: p.detach().clone() for name, p in module.named_parameters()}}
+weights = {{name: tensor.detach().clone() for name, tensor in module.state_dict().items()}}
 torch.save(weights, f"{{sys.argv[2]}}-{{rank}}.pt")
 facts = {{"digests": [t.mask.digest for t in imp.tickets], "metrics": [t.metrics for t in imp.tickets]}}
 Path(f"{{sys.argv[2]}}-{{rank}}.json").write_text(json.dumps(facts))
 """
 
 
-def test_two_ranks_train_the_network_of_one_and_hold_one_mask(tmp_path):
+@pytest.mark.parametrize("kind", ["attending", "normalising"])
+def test_two_ranks_train_the_network_of_one_and_hold_one_mask(kind, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(RANKS.format(tests=str(Path(__file__).parent)))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command in ([sys.executable, script, "1", "one"], [*torchrun, script, "2", "two"]):
+    for command in ([sys.executable, script, "1", "one", kind], [*torchrun, script, "2", "two", kind]):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one-0", "two-0", "two-1"))

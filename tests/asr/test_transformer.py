@@ -33,7 +33,7 @@ def test_the_paper_preset_is_as_large_as_the_papers_conformer() -> None:
 
 def test_the_small_preset_is_small() -> None:
     module = meta()
-    assert parameters(module) == 832_269
+    assert parameters(module) == 847_917
     assert module.output_lengths(torch.tensor(200)) == 50
 
 

@@ -13,9 +13,11 @@ from torch.nn.functional import hardtanh
 
 from ticketkit_asr.backbones.bundle import CtcNetwork, SpeechBundle
 from ticketkit_asr.backbones.options import CnnLstmOptions, ConvOptions
+from ticketkit_asr.backbones.rank_normalisation import normalised_over_ranks
 from ticketkit_asr.ctc import Ctc
 from ticketkit_asr.features import FeatureExtractor
 from ticketkit_asr.labels import alphabet_of
+from ticketkit_asr.ranks import world
 
 
 def build_cnn_lstm(*, options: CnnLstmOptions) -> SpeechBundle:
@@ -132,8 +134,11 @@ def reordered(x: Tensor, order: Tensor) -> Tensor:
 def over_valid(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
     """Return `x` normalised over its valid frames alone (sequence-wise batch normalisation), zero elsewhere.
 
-    `x` is (a, b, features) or (a, b, channels, bins), `valid` (a, b).
+    `x` is (a, b, features) or (a, b, channels, bins), `valid` (a, b). Several ranks that train together normalise over
+    the frames of all.
     """
+    rows = x[valid]
+    shared = norm.training and world()[1] > 1
     normalised = torch.zeros_like(x)
-    normalised[valid] = norm(x[valid])
+    normalised[valid] = normalised_over_ranks(norm, rows) if shared else norm(rows)
     return normalised

@@ -18,10 +18,11 @@ class StageOptions(Options):
     """Conformer blocks at one frame rate; the last of them halves it, unless the stage is the last."""
 
     blocks: PositiveInt
+    """How many there are."""
     dim: _EvenInt
     """Features of a frame."""
     group: PositiveInt = 1
-    """Neighbouring frames that attend as one, which costs `group` ** 2 times less (Burchi and Vielzeuf 2021, 3.2)."""
+    """Neighbouring frames that attend as one, at a `group`-th of the cost (Burchi and Vielzeuf 2021, section 3.2)."""
 
 
 CONFORMER_PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -53,6 +54,8 @@ CONFORMER_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "dropout": 0.1,
     },
 }
+"""`paper`: as published, 65.8 M parameters with 256 labels, and 80 ms an output frame: long for the 29 characters, so
+give it pieces of words (`labels: {bpe: ...}`). `small`: 0.72 M and 40 ms, for spoken digits on a CPU."""
 
 TRANSFORMER_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
@@ -73,15 +76,17 @@ TRANSFORMER_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "features": {"kind": "log_mel", "centre": "bin"},
         "subsampling": (
             {"channels": 16, "kernel": (11, 11), "stride": (2, 2)},
-            {"channels": 16, "kernel": (7, 7), "stride": (2, 2)},
+            {"channels": 24, "kernel": (7, 7), "stride": (2, 2)},
+            {"channels": 24, "kernel": (5, 5), "stride": (2, 1)},
         ),
         "blocks": 4,
         "dim": 128,
         "heads": 4,
         "expansion": 4,
-        "dropout": 0.0,
+        "dropout": 0.1,
     },
 }
+"""`paper`: 66.3 M parameters, as many as the Conformer's; `small`: 0.85 M, for spoken digits on a CPU."""
 
 
 class ConformerOptions(Options):
@@ -99,12 +104,15 @@ class ConformerOptions(Options):
     subsampling: tuple[ConvOptions, ...] = Field(min_length=1)
     """Convolutions in front of the blocks, each followed by batch normalisation and Swish."""
     stages: tuple[StageOptions, ...] = Field(min_length=1)
+    """The blocks, from the features on: each stage hears fewer frames a second than the one before."""
     heads: PositiveInt
+    """Attention heads in each block; every `dim` is a multiple."""
     expansion: PositiveInt
-    """Width of a feed-forward layer, in frames' features."""
+    """How many times wider a feed-forward layer is than a frame."""
     kernel: _OddInt
     """Frames under a depthwise convolution; odd."""
     dropout: _Dropout
+    """Share of the features that training leaves out at random, behind every layer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -133,12 +141,15 @@ class TransformerOptions(Options):
     subsampling: tuple[ConvOptions, ...] = Field(min_length=1)
     """Convolutions in front of the blocks, each followed by batch normalisation and Swish."""
     blocks: PositiveInt
+    """Attention and a feed-forward layer each."""
     dim: _EvenInt
     """Features of a frame."""
     heads: PositiveInt
+    """Attention heads in each block; every `dim` is a multiple."""
     expansion: PositiveInt
-    """Width of a feed-forward layer, in frames' features."""
+    """How many times wider a feed-forward layer is than a frame."""
     dropout: _Dropout
+    """Share of the features that training leaves out at random, behind every layer."""
 
     @model_validator(mode="before")
     @classmethod
