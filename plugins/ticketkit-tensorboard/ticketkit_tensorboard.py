@@ -142,8 +142,9 @@ class _Run:
 
 
 class _Events:
-    """The event files of a folder; another one is begun at the first writing, and nothing counts that files before it
-    hold of round `index` or later.
+    """The event files of a folder, to which the first writing adds one.
+
+    Of what earlier files hold, nothing of round `index` or later counts from then on.
     """
 
     def __init__(self, folder: Path, index: int):

@@ -12,5 +12,6 @@ collect_ignore = [
     "memory.py",
     "files.py",
     "features.py",
+    "speech.py",
     "transducer.py",
 ]

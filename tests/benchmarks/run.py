@@ -18,6 +18,7 @@ from files import mask_files, ticket_files
 from loop import imp_overhead
 from memory import rewind_time, training_memory
 from selection import exactness, pruned_selection_time, selection_memory, selection_time
+from speech import speech_training
 from training import training_time
 from transducer import transducer_loss
 
@@ -34,6 +35,7 @@ FIGURES: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "P10": imp_overhead,
     "P12": transducer_loss,
     "P13": feature_speed,
+    "P14": speech_training,
 }
 
 

@@ -291,6 +291,7 @@ def test_a_round_that_was_saved_but_not_written_is_written_in_order_at_the_end(
     imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
     assert folders(tmp_path / "tb") == ["run-001"]
     check_complete(tmp_path / "tb" / "run-001", imp)
+    check_scores_are_there(tmp_path / "tb" / "run-001", imp)
 
 
 def test_going_through_a_finished_run_again_adds_nothing(
