@@ -1,8 +1,16 @@
 import os
+import sys
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from ticketkit import cli
+
+CommandLine = Callable[..., tuple[int, str]]
+"""Runs a command with these words; returns its exit code and what it printed as errors."""
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=100, database=None)
 settings.register_profile(
@@ -16,3 +24,17 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def _seeded() -> None:
     """Start every test from the same torch seed; what a test draws does not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line in this process, which has imported torch already."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["ticketkit", *arguments])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0), capsys.readouterr().err
+
+    return run

@@ -6,15 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ticketkit import cli
+from tests.conftest import CommandLine
 
 TOY = Path(__file__).parent / "toy"
 CONFIG = str(TOY / "toy.yaml")
@@ -30,21 +28,11 @@ def ticketkit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def in_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
-    """Run the same `main()` without waiting for another process; return its exit code and what it printed as errors."""
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["ticketkit", *arguments])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return int(stopped.value.code or 0), capsys.readouterr().err
-
+def in_process(command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """Run the same `main()` without waiting for another process, beside the toy plugin."""
     monkeypatch.syspath_prepend(str(TOY))
     monkeypatch.chdir(tmp_path)
-    return run
+    return command_line
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +307,7 @@ def test_init_writes_a_config_that_run_accepts_and_never_overwrites(tmp_path: Pa
     ],
 )
 def test_bad_input_is_one_message_and_an_exit_code(
-    arguments: list[str], code: int, message: str, in_process: Callable[..., tuple[int, str]]
+    arguments: list[str], code: int, message: str, in_process: CommandLine
 ) -> None:
     returned, printed = in_process(*arguments)
     assert returned == code, printed
@@ -345,7 +333,7 @@ def test_a_metric_that_is_not_measured_is_named_after_the_first_round_which_is_k
     ],
 )
 def test_odd_config_files_are_one_message(
-    name: str, content: bytes | None, message: str, tmp_path: Path, in_process: Callable[..., tuple[int, str]]
+    name: str, content: bytes | None, message: str, tmp_path: Path, in_process: CommandLine
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -370,7 +358,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in result.stderr
 
 
-def test_all_faults_of_a_config_come_at_once(in_process: Callable[..., tuple[int, str]]) -> None:
+def test_all_faults_of_a_config_come_at_once(in_process: CommandLine) -> None:
     faults = ["--set", "colour=1", "--set", "backbone.hiden=3", "--set", "prune.rate=0", "--set", "corpus=majorty"]
     returned, printed = in_process("run", CONFIG, *faults)
     assert returned == 2

@@ -70,8 +70,9 @@ def test_what_has_changed_is_named(change: Any, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
-    [
+    ids=lambda value: type(value).__name__,
+    argnames=("one", "other"),
+    argvalues=[
         (0.0, -0.0),
         (float("nan"), float("nan")),
         (torch.tensor([torch.nan]), torch.tensor([torch.nan])),
@@ -86,15 +87,15 @@ def test_what_has_changed_is_named(change: Any, said: str) -> None:
         (len, len),
         (torch.float32, torch.float32),
     ],
-    ids=str,
 )
 def test_what_holds_the_same_is_alike(one: Any, other: Any) -> None:
     assert alike(one, other)
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
-    [
+    ids=lambda value: type(value).__name__,
+    argnames=("one", "other"),
+    argvalues=[
         (1, True),
         (1, 1.0),
         (torch.tensor(0.0), torch.tensor(-0.0)),
@@ -110,7 +111,6 @@ def test_what_holds_the_same_is_alike(one: Any, other: Any) -> None:
         (Plain(1), Plain(2)),
         (lambda: 1, lambda: 1),
     ],
-    ids=str,
 )
 def test_what_differs_is_not_alike(one: Any, other: Any) -> None:
     assert not alike(one, other)

@@ -168,7 +168,7 @@ class Plugins:
             if folder.is_dir():
                 yaml = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
                 found |= {file.name.removesuffix(".yaml"): file for file in yaml}
-        return found
+        return dict(sorted(found.items()))
 
     def watch(self, observer: object) -> None:
         """Let an object with event hooks watch runs; raises `PluginError` if it watches nothing that happens."""

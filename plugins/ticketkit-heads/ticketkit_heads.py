@@ -3,15 +3,19 @@
 It goes by the names and sizes of layers, so it needs no transformers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
-from torch import nn
 
 import ticketkit
+
+if TYPE_CHECKING:
+    from torch import nn
 
 UP = "../"
 COUNTS = ("num_heads", "num_attention_heads", "n_heads")
@@ -157,6 +161,8 @@ class _Parts:
 
 def _attentions(model: nn.Module, options: HeadOptions) -> Iterator[_Attention]:
     """Yield every module that holds linear query, key and value layers, with the output layer that belongs to them."""
+    from torch import nn
+
     roles = {"query": options.query, "key": options.key, "value": options.value, "output": options.output}
     parents = {id(child): module for module in model.modules() for child in module.children()}
     for module in model.modules():

@@ -1,13 +1,16 @@
 """A pruning criterion for ticketkit: Optimal Brain Damage, with the curvature of the loss estimated at random."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 import ticketkit
 
-Tensors = dict[str, ticketkit.Tensor]
+if TYPE_CHECKING:
+    Tensors = dict[str, ticketkit.Tensor]
 
 
 class ObdOptions(ticketkit.Options):
@@ -53,6 +56,8 @@ def diagonal(inputs: ticketkit.ScoreInputs, options: ObdOptions) -> Tensors:
     drawn from `inputs.generator`. It is unbiased, with a variance of Σ_{j≠i} H_ij² / samples at i, so that a diagonal H
     is found exactly with one sample. Pruned weights have z = 0: they stay what they are, and would only add noise.
     """
+    import torch
+
     total: Tensors = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in inputs.mask.shapes.items()}
     for _ in range(options.samples):
         signs = {name: _signs(inputs, name) for name in inputs.mask}
@@ -69,6 +74,8 @@ def diagonal(inputs: ticketkit.ScoreInputs, options: ObdOptions) -> Tensors:
 
 def _signs(inputs: ticketkit.ScoreInputs, name: str) -> ticketkit.Tensor:
     """Return a random sign for every kept weight of a parameter, and zero for the others."""
+    import torch
+
     kept = inputs.mask[name]
     coins = torch.randint(0, 2, kept.shape, generator=inputs.generator, dtype=torch.float32)
     return (2 * coins - 1).masked_fill(~kept, 0)

@@ -5,6 +5,8 @@ It writes only where the user says so: to the experiment and the store that `TIC
 and goes on in it after an interruption; without one every run is a new one.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os
@@ -84,7 +86,7 @@ class MLflow:
         self._send(lambda run: run.fail(error))
         self._run = None
 
-    def _send(self, what: Callable[["_Run"], None]) -> None:
+    def _send(self, what: Callable[[_Run], None]) -> None:
         """Send something; a store that does not answer then ends no run: what is missing is sent at the end."""
         if self._run is None:
             return

@@ -1,5 +1,7 @@
 """A pruning criterion for ticketkit: keep the weights that moved farthest from where they began."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import ticketkit

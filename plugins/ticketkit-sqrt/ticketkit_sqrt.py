@@ -3,6 +3,8 @@
 Both hooks work on whole numbers alone; neither needs torch.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import isqrt, prod

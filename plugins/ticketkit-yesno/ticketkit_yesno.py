@@ -126,7 +126,6 @@ def ticketkit_register_corpora(register: Callable[..., None]) -> None:
 def ticketkit_register_commands(cli: typer.Typer) -> None:
     """Add the command `ticketkit yesno check`."""
     commands = typer.Typer(help="The corpus YesNo.", no_args_is_help=True)
-    commands.callback()(lambda: None)  # a group, though of one command
     commands.command()(check)
     cli.add_typer(commands, name="yesno")
 

@@ -214,6 +214,18 @@ def test_feed_forward_layers_look_at_each_frame_alone() -> None:
     assert layer.expand.out_features == 12
 
 
+def test_feed_forward_layers_are_linear_swish_linear_with_dropout_behind_each() -> None:
+    layer = FeedForward(1000, expansion=1, dropout=0.5)
+    nn.init.zeros_(layer.expand.weight)
+    nn.init.ones_(layer.expand.bias)
+    nn.init.eye_(layer.contract.weight)
+    nn.init.zeros_(layer.contract.bias)
+    swish = 1 / (1 + math.exp(-1))
+    values, counts = layer(torch.randn(1, 1, 1000)).unique(return_counts=True)
+    torch.testing.assert_close(values, torch.tensor([0.0, 4 * swish]))  # what is left is doubled twice
+    assert counts[1].item() == pytest.approx(250, abs=60)
+
+
 @pytest.fixture(scope="module")
 def head_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugins]:
     """The plugins of an environment where the granularity for heads is installed."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from tests.conftest import CommandLine
+
 pytest.importorskip("espeakng_loader", reason="speech is synthesised: pip install 'ticketkit[synth]'")
 
 CONFIG = """
@@ -103,11 +105,15 @@ def test_transcribe_writes_a_line_for_every_file(trained: Path) -> None:
         (["tune", TICKET, "--lm", "nothing.arpa"], "nothing.arpa cannot be read as text"),
     ],
 )
-def test_bad_input_is_one_message(arguments: list[str], message: str, trained: Path) -> None:
-    done = ticketkit("asr", *arguments, cwd=trained)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_input_is_one_message(
+    arguments: list[str], message: str, trained: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained / "cache"))
+    code, printed = command_line("asr", *arguments)
+    assert code == 2, printed
+    assert message in printed
+    assert "Traceback" not in printed
 
 
 def test_pieces_are_learnt_from_train_and_a_run_writes_them(trained: Path) -> None:

@@ -126,6 +126,12 @@ def test_a_block_is_two_half_feed_forwards_around_attention_and_convolution(down
     assert left.tolist() == [output.shape[1]] * 2
 
 
+def test_a_block_of_which_all_is_dropped_is_its_norm() -> None:
+    block = ConformerBlock(4, downsampled_dim=None, heads=2, group=1, expansion=2, kernel=3, dropout=1.0)
+    x = torch.randn(2, 7, 4)
+    assert torch.equal(block(x, torch.tensor([7, 5]))[0], block.norm(x))
+
+
 def test_torch_compile_takes_a_block_in_one_graph() -> None:
     torch.compiler.reset()
     plain = ConformerBlock(4, downsampled_dim=6, heads=2, group=3, expansion=2, kernel=3, dropout=0.0)

@@ -65,6 +65,11 @@ def test_a_block_normalises_before_attention_and_before_the_feed_forward_layer()
     torch.testing.assert_close(block(x, valid), y)
 
 
+def test_a_block_of_which_all_is_dropped_passes_on_what_it_reads() -> None:
+    block, x = TransformerBlock(4, heads=2, expansion=3, dropout=1.0), torch.randn(2, 5, 4)
+    assert torch.equal(block(x, torch.ones(2, 5, dtype=torch.bool)), x)
+
+
 def test_frames_know_where_they_are() -> None:
     """Without positions, the same sound would score the same wherever it comes; attention is blind to order."""
     module = build_transformer(options=TransformerOptions(dropout=0.0)).module.eval()

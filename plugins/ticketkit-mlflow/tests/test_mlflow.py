@@ -278,6 +278,16 @@ def test_an_interrupted_run_goes_on_in_its_mlflow_run_without_duplicates(
     assert [step for step, _ in store.history(other).get("wer", [])] == list(range(fails_in))
 
 
+def test_a_run_that_goes_on_is_running_again_until_it_ends(plugins: Discover, store: Store, tmp_path: Path) -> None:
+    interrupted(plugins, tmp_path / "run")
+    assert store.runs()[0].info.status == "FAILED"
+    training = Training()
+    for round in training.imp(plugins(), run_dir=tmp_path / "run"):
+        training(round.model)
+        assert store.runs()[0].info.status == "RUNNING"
+    assert store.runs()[0].info.status == "FINISHED"
+
+
 class KilledBefore:
     """Another observer, which ends the process when a certain event comes, before this one sees it."""
 

@@ -349,21 +349,27 @@ def test_a_loop_that_was_left_goes_on_in_the_folder_that_its_directory_names_and
     check_complete(tmp_path / "tb" / folders(tmp_path / "tb")[-1], imp)
 
 
-@pytest.mark.parametrize("moved", ["asked for elsewhere", "deleted"])
+@pytest.mark.parametrize("moved", ["asked for elsewhere", "deleted", "deleted, and another run has its name"])
 def test_a_run_whose_folder_is_not_where_it_is_asked_for_gets_a_new_one_with_all_its_rounds(
     moved: str, plugins: Discover, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "tb"))
-    training = Training(fails_in=2)
+    training, base, name = Training(fails_in=2), tmp_path / "tb", "run-001"
     with pytest.raises(RuntimeError):
         training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
-    if moved == "deleted":
-        shutil.rmtree(tmp_path / "tb")
+    if moved == "asked for elsewhere":
+        base = tmp_path / "other"
+        monkeypatch.setenv(VARIABLE, str(base))
     else:
-        monkeypatch.setenv(VARIABLE, str(tmp_path / "other"))
+        shutil.rmtree(base)
+    if "another" in moved:
+        name = "run-002"
+        with pytest.raises(RuntimeError):
+            training.run(training.imp(plugins(), run_dir=tmp_path / "another"))
     training = Training()
     imp = training.run(training.imp(plugins(), run_dir=tmp_path / "run"))
-    check_complete(tmp_path / ("tb" if moved == "deleted" else "other") / "run-001", imp)
+    assert folders(base)[-1] == name
+    check_complete(base / name, imp)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"run": 1}', '{"folder": 1}'])
@@ -432,10 +438,10 @@ NUMBERS = st.floats(-1e300, 1e300)
 @example(values=[0.0, 5e-324], equal=False)
 @example(values=[1e-30, 1e30], equal=False)
 def test_bins_count_every_value_once(values: list[float], equal: bool) -> None:
-    import ticketkit_tensorboard
+    from ticketkit_tensorboard import content
 
     array = np.array(values[:1] * len(values) if equal else values)
-    edges = ticketkit_tensorboard.edges(array)
+    edges = content.edges(array)
     assert (np.diff(edges) > 0).all()
     assert len(edges) <= 65
     assert np.histogram(array, edges)[0].sum() == len(array)
@@ -443,22 +449,35 @@ def test_bins_count_every_value_once(values: list[float], equal: bool) -> None:
 
 @given(kept=st.lists(st.booleans(), max_size=40), shown=st.integers(1, 10))
 def test_of_many_scores_evenly_spaced_ones_are_shown(kept: list[bool], shown: int) -> None:
-    import ticketkit_tensorboard
+    from ticketkit_tensorboard import content
 
     scores = torch.arange(len(kept), dtype=torch.float32)
     expected = [index for index, keeps in enumerate(kept) if keeps]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ticketkit_tensorboard, "SHOWN", shown)
-        found = ticketkit_tensorboard.shown_scores(scores, torch.tensor(kept, dtype=torch.bool)).tolist()
+        patch.setattr(content, "SHOWN", shown)
+        found = content.shown_scores(scores, torch.tensor(kept, dtype=torch.bool)).tolist()
     step = -(-len(expected) // shown) or 1
     assert found == expected[::step]
     assert len(found) <= shown
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_scores_that_are_no_numbers_are_not_shown(module: ModuleType, dtype: torch.dtype) -> None:
+def test_scores_that_are_no_numbers_are_not_shown(dtype: torch.dtype) -> None:
+    from ticketkit_tensorboard import content
+
     scores = torch.tensor([1.0, float("nan"), float("-inf"), 2.0], dtype=dtype)
-    assert module.shown_scores(scores, torch.ones(4, dtype=torch.bool)).tolist() == [1.0, 2.0]
+    assert content.shown_scores(scores, torch.ones(4, dtype=torch.bool)).tolist() == [1.0, 2.0]
+
+
+def test_parameters_without_a_score_to_show_have_no_histogram(module: ModuleType, tmp_path: Path) -> None:
+    masks = {"some": torch.tensor([True, False, True]), "none": torch.zeros(2, dtype=torch.bool)}
+    masks["nan"] = torch.ones(2, dtype=torch.bool)
+    scores = {"some": torch.ones(3), "none": torch.ones(2), "nan": torch.full((2,), float("nan"))}
+    observer = module.TensorBoard(tmp_path)
+    observer.ticketkit_run_start(plan=(4, 2), finished=1, directory=None)
+    observer.ticketkit_scores_ready(index=1, scores=scores, mask=ticketkit.Mask(masks))
+    observer._close()
+    assert counted(tmp_path / "run-001") == {"scores/some": [(1, 2)]}
 
 
 # When it is refused, and who writes
@@ -468,7 +487,7 @@ def test_a_missing_tensorboard_is_refused_when_the_run_starts(
     plugins: Discover, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "tb"))
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr("ticketkit_tensorboard.hooks.find_spec", lambda name: None)
     training = Training()
     with pytest.raises(ticketkit.ConfigError, match="pip install tensorboard"):
         training.run(training.imp(plugins()))

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import ticketkit
-from ticketkit.testing import plugin_installed
+from ticketkit.testing import check_exporter, plugin_installed
 
 pytest.importorskip("transformers", reason="Whisper needs: pip install 'transformers>=4.57'")
 soundfile = pytest.importorskip("soundfile", reason="writing test recordings needs: pip install soundfile")
@@ -84,6 +84,13 @@ def transformers(commands: Commands) -> Any:
     from ticketkit_whisper.library import transformers
 
     return transformers()
+
+
+def test_it_obeys_the_laws_of_exporters(commands: Commands) -> None:
+    plugins = ticketkit.Plugins.discover()
+    sizes = {"width": 16, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "feedforward": 24, "mels": 8}
+    build = plugins.choose("backbone", {"name": "whisper", "config": sizes}).call
+    check_exporter("hf_folder", bundles={"whisper": build}, plugins=plugins)
 
 
 def test_a_run_of_an_installed_plugin_prunes_on_a_corpus_of_ticketkits_own(finished: Path) -> None:
