@@ -28,4 +28,5 @@ def normalised_over_ranks(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
         unbiased = variance * count / (count - 1).clamp_min(1)
         cast(Tensor, norm.running_var).lerp_(unbiased, cast(float, norm.momentum))
     scaled = centred * (variance + norm.eps).rsqrt().view(shape)
-    return (scaled * norm.weight.view(shape) + norm.bias.view(shape)).to(rows.dtype)
+    normalised: Tensor = scaled * norm.weight.view(shape) + norm.bias.view(shape)
+    return normalised.to(rows.dtype)
