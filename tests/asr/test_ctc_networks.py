@@ -149,10 +149,20 @@ def test_dropout_acts_in_training_alone(name) -> None:
         "transformer": (build_transformer, TransformerOptions(**FRONT, blocks=2, dim=8, dropout=0.5)),
     }[name]
     module = build(options=options).module
+    assert {layer.p for layer in module.modules() if isinstance(layer, nn.Dropout)} == {0.5}
     x = features()
     assert not torch.equal(module(x, LENGTHS)[0], module(x, LENGTHS)[0])
     module.eval()
     assert torch.equal(module(x, LENGTHS)[0], module(x, LENGTHS)[0])
+
+
+@pytest.mark.parametrize(
+    ("build", "options"), [(build_conformer, ConformerOptions), (build_transformer, TransformerOptions)]
+)
+def test_the_labels_are_those_asked_for(build, options) -> None:
+    bundle = build(options=options(labels={"characters": "AB "}))
+    assert bundle.alphabet.encode("ba b") == [2, 1, 3, 2]
+    assert bundle.module(torch.randn(1, 9, 40), torch.tensor([9]))[0].shape[2] == bundle.alphabet.size == 4
 
 
 @every_network
