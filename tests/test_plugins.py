@@ -629,3 +629,12 @@ def test_the_directory_of_a_run_is_told_to_observers(tmp_path: Path) -> None:
         plugins.watch(plugin(ticketkit_run_start=lambda directory: seen.append(directory)))
         list(IMP(mlp(), rounds=1, plugins=plugins, run_dir=run_dir))
     assert seen == [None, tmp_path / "run"]
+
+
+def test_observers_are_shown_scores_that_have_the_right_form_alone() -> None:
+    seen: list[Any] = []
+    plugins = third_party("criterion", lambda inputs: {})
+    plugins.watch(plugin(ticketkit_scores_ready=lambda scores: seen.append(scores["0.weight"])))
+    with pytest.raises(ScoreError, match="scores do not fit the mask"):
+        prune(plugins, criterion="theirs")
+    assert seen == []

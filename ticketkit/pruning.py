@@ -109,10 +109,11 @@ class Pruner:
         )
         versions = {name: tensor._version for name, tensor in inputs.weights.items()}
         scores = self.criterion.call(inputs)
+        with self.criterion.blamed(ScoreError):
+            check_scores(scores, mask)
         self.emit("scores_ready", index=index, scores=scores, mask=mask)
         candidates = Mask.ones(mask.shapes, aliases=mask.aliases) if self.criterion.regrows else mask
         with self.criterion.blamed(ScoreError):
-            check_scores(scores, mask)
             chosen = self._guarded(scores, candidates, min(keep, candidates.kept), index)
         if changed := [name for name, tensor in inputs.weights.items() if tensor._version != versions[name]]:
             raise ScoreError(
