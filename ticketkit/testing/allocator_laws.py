@@ -76,6 +76,8 @@ def _budgets(draw: st.DrawFn, fixed: Mapping[str, Shape] | None, sizes: Collecti
     capacities = {
         name: draw(st.sampled_from((whole, whole, whole - whole // 3, whole // 2))) for name, whole in wholes.items()
     }
+    if not any(capacities.values()):
+        capacities = dict(wholes)  # one weight at least is to be kept
     floors = {name: draw(st.sampled_from((None, 0, 1, 3))) for name in chosen}
     held = {name: min(floor, capacities[name]) for name, floor in floors.items() if floor is not None}
     least, most = max(1, sum(held.values())), sum(capacities.values())

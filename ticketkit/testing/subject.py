@@ -135,7 +135,6 @@ def for_every(cases: st.SearchStrategy[Case], law: Callable[[Case], object], *, 
         max_examples=examples,
         derandomize=True,
         database=None,
-        print_blob=False,
         deadline=None,
         phases=(Phase.generate, Phase.shrink),
         report_multiple_bugs=False,
@@ -162,6 +161,7 @@ def for_every(cases: st.SearchStrategy[Case], law: Callable[[Case], object], *, 
     except ConformanceError:
         pass
     if broken:
+        vars(broken[-1]).pop("__notes__", None)  # hypothesis adds how to repeat a case, which is repeated anyway
         raise broken[-1]
 
 
