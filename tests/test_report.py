@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ticketkit.errors import ConfigError, StorageError
-from ticketkit.experiment import ResultRow, Results
 from ticketkit.report import caption, conclusion, markdown, plot, write_report
+from ticketkit.results import ResultRow, Results
 
 
 def row(index: int, density: float, dev: float, test: float, *, winning: bool = False) -> ResultRow:

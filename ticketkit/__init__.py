@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         TicketError,
         TicketkitError,
     )
-    from ticketkit.experiment import TrainedTicket, open_trained
     from ticketkit.granularity import Granularity, Layout, Pattern
     from ticketkit.hookspecs import hookimpl
     from ticketkit.imp import IMP
@@ -46,13 +45,14 @@ if TYPE_CHECKING:
     from ticketkit.plugins import Plugins
     from ticketkit.probe import Probe
     from ticketkit.rewind import Rewind
-    from ticketkit.roles import Progress
+    from ticketkit.roles import Examination, ExaminingTrainer, Progress
     from ticketkit.round import Round
     from ticketkit.schedule import Schedule, Target
     from ticketkit.scope import Scope
     from ticketkit.selection import select
     from ticketkit.snapshot import Snapshot
     from ticketkit.ticket import Ticket, TicketFacts
+    from ticketkit.trained import TrainedTicket, open_trained
     from ticketkit.units import Units
 
 _HOME_OF = {
@@ -66,7 +66,7 @@ _HOME_OF = {
     **dict.fromkeys(("Criterion", "ElementwiseScores", "ScoreInputs"), "ticketkit.criterion"),
     "enforced": "ticketkit.enforce",
     "with_overrides": "ticketkit.config",
-    **dict.fromkeys(("TrainedTicket", "open_trained"), "ticketkit.experiment"),
+    **dict.fromkeys(("TrainedTicket", "open_trained"), "ticketkit.trained"),
     **dict.fromkeys(("Granularity", "Layout", "Pattern"), "ticketkit.granularity"),
     "hookimpl": "ticketkit.hookspecs",
     "IMP": "ticketkit.imp",
@@ -79,7 +79,7 @@ _HOME_OF = {
     "Probe": "ticketkit.probe",
     "Rewind": "ticketkit.rewind",
     "Snapshot": "ticketkit.snapshot",
-    "Progress": "ticketkit.roles",
+    **dict.fromkeys(("Examination", "ExaminingTrainer", "Progress"), "ticketkit.roles"),
     "Round": "ticketkit.round",
     **dict.fromkeys(("Schedule", "Target"), "ticketkit.schedule"),
     "Scope": "ticketkit.scope",
@@ -98,6 +98,8 @@ __all__ = [
     "Criterion",
     "DataError",
     "ElementwiseScores",
+    "Examination",
+    "ExaminingTrainer",
     "Granularity",
     "Layout",
     "Mask",

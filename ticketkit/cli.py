@@ -1,4 +1,4 @@
-"""The command line: `ticketkit run`, `resume`, `report`, `inspect`, `compare`, `verify`, `export`, `plugins`, `init`.
+"""The command line: `ticketkit run`, `study`, `resume`, `report`, `inspect`, `compare`, `verify`, `export`, and more.
 
 Exit codes: 0 done, 1 the run failed, 2 bad input. Heavy imports stay inside the commands, so that `--help` is quick.
 """
@@ -15,11 +15,13 @@ from typer.core import TyperGroup
 from ticketkit.console import console, errors
 from ticketkit.errors import ConfigError, RunError, TicketkitError
 from ticketkit.plugin_commands import WithPluginCommands
+from ticketkit.plugin_files import PluginFiles, load_plugins
+from ticketkit.study_commands import study_app
 
 if TYPE_CHECKING:
     from ticketkit.config import RunConfig
-    from ticketkit.experiment import Results
     from ticketkit.plugins import Plugins
+    from ticketkit.results import Results
 
 FAILED, BAD_INPUT = 1, 2
 
@@ -63,8 +65,8 @@ plugins_app = typer.Typer(
     cls=NamedPlugin, invoke_without_command=True, help="List plugins, show one, or write a new one."
 )
 app.add_typer(plugins_app, name="plugins")
+app.add_typer(study_app, name="study")
 
-PluginFiles = Annotated[list[Path], typer.Option("--plugin", help="a plugin in a single Python file", metavar="FILE")]
 TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)")]
 
 
@@ -95,7 +97,7 @@ def run(
     """Run a recipe or config; an interrupted run of the same config goes on."""
     from ticketkit.config import parse_config, read_settings
 
-    plugins = _plugins(plugin)
+    plugins = load_plugins(plugin)
     config = parse_config(read_settings(source, override, plugins.recipes()), plugins)
     _run(config, out or Path("runs") / Path(source).stem, plugins)
 
@@ -108,15 +110,15 @@ def resume(
     """Go on with an interrupted run, with the round it was in; it ends in the same bits."""
     from ticketkit.experiment import read_config
 
-    plugins = _plugins(plugin)
+    plugins = load_plugins(plugin)
     _run(read_config(directory, plugins), directory, plugins)
 
 
 @app.command()
 def report(directories: Annotated[list[Path], typer.Argument(help="run directories")]) -> None:
     """Show the tables of finished runs and draw their plots; of several runs, one plot in the first directory."""
-    from ticketkit.experiment import Results
     from ticketkit.report import plot
+    from ticketkit.results import Results
 
     runs = [Results.read(directory) for directory in directories]
     for results, directory in zip(runs, directories, strict=True):
@@ -205,10 +207,10 @@ def export(
 ) -> None:
     """Write the trained network of a run's ticket in another form."""
     from ticketkit.config import with_overrides
-    from ticketkit.experiment import open_trained
     from ticketkit.export import export as write
+    from ticketkit.trained import open_trained
 
-    plugins = _plugins(plugin)
+    plugins = load_plugins(plugin)
     chosen = plugins.choose("exporter", with_overrides({"name": exporter}, override))
     trained = open_trained(ticket, plugins)
     facts = write(trained.bundle, trained.ticket, to, chosen)
@@ -222,7 +224,7 @@ def list_plugins(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand is None:
         from ticketkit.plugin_tables import overview
 
-        found = _plugins([])
+        found = load_plugins([])
         for table in overview(found):
             console.print(table)
 
@@ -232,7 +234,7 @@ def show(name: Annotated[str, typer.Argument(help="a plugin or an entry")]) -> N
     """Show one plugin, or one entry, with all options."""
     from ticketkit.plugin_tables import details
 
-    for part in details(_plugins([]), name):
+    for part in details(load_plugins([]), name):
         console.print(part)
 
 
@@ -290,24 +292,6 @@ def _show(results: "Results", directory: Path) -> None:
     console.print(conclusion(results), soft_wrap=True)
     for path in write_report(results, directory):
         console.print(f"wrote {path}", soft_wrap=True)
-
-
-def _plugins(files: list[Path]) -> "Plugins":
-    """Return the installed plugins and those in files; name the broken ones."""
-    from ticketkit.plugins import Plugins
-
-    plugins = Plugins.discover()
-    for file in files:
-        plugins.add_file(file)
-    _name_broken(plugins)
-    return plugins
-
-
-def _name_broken(plugins: "Plugins") -> None:
-    for note in plugins.notes:
-        errors.print(f"warning: {note}")
-    for broken in plugins.broken:
-        errors.print(f"warning: {broken.reason}; it is left out")
 
 
 def _show_warning(

@@ -70,7 +70,8 @@ class PruneConfig(BaseModel):
     floor: Floor | dict[str, Floor] | None = None
     on_collapse: OnCollapse = "warn"
     start: str | None = None
-    """A ticket file whose mask the first round begins with, instead of all weights."""
+    """A ticket file whose mask the first round begins with, instead of all weights; looked for in the run directory
+    first."""
 
     @model_validator(mode="after")
     def _reachable(self, info: ValidationInfo) -> "PruneConfig":
@@ -95,6 +96,8 @@ class RunConfig(BaseModel):
     backbone: Annotated[Chosen, _known("backbone")]
     trainer: Annotated[Chosen, _known("trainer")]
     prune: PruneConfig
+    initial: str | None = None
+    """A safetensors file of weights to start from, instead of fresh ones; looked for in the run directory first."""
     metric: str = "wer"
     mode: Literal["min", "max"] = "min"
     tolerance: float = Field(default=0.0, ge=0)

@@ -29,6 +29,8 @@ def overview(plugins: Plugins) -> Iterator[Table]:
             table.add_row(entry.kind, entry.name, entry.plugin, entry.summary, ", ".join(_fields(entry)))
     for name in plugins.recipes():
         table.add_row("recipe", name, "", f"ticketkit run {name}", "")
+    for name in plugins.studies():
+        table.add_row("study", name, "", f"ticketkit study all --config {name}", "")
     yield table
 
 

@@ -159,14 +159,20 @@ class Plugins:
 
     def recipes(self) -> dict[str, Traversable]:
         """Return the ready configs of all plugins by name: the YAML files in a folder `recipes` of their package."""
+        return self._ready("recipes")
+
+    def studies(self) -> dict[str, Traversable]:
+        """Return the ready configs of studies by name: the YAML files in a folder `studies` of plugins' packages."""
+        return self._ready("studies")
+
+    def _ready(self, folder: str) -> dict[str, Traversable]:
         found: dict[str, Traversable] = {}
         for name in sorted({plugin.package for plugin in self.loaded}):
             package = find_spec(name)
             if package is None or package.submodule_search_locations is None:
-                continue  # a plugin that is a single file carries no recipes
-            folder = files(name) / "recipes"
-            if folder.is_dir():
-                yaml = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+                continue  # a plugin that is a single file carries none
+            if (files(name) / folder).is_dir():
+                yaml = [file for file in (files(name) / folder).iterdir() if file.name.endswith(".yaml")]
                 found |= {file.name.removesuffix(".yaml"): file for file in yaml}
         return dict(sorted(found.items()))
 

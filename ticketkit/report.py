@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from ticketkit.errors import ConfigError
-from ticketkit.experiment import ResultRow, Results
+from ticketkit.results import ResultRow, Results
 from ticketkit.storage import write_atomically, write_text_atomically
 
 COLUMNS = ("round", "scope left", "model left", "emptiest parameter", "dev", "test", "ticket", "time")

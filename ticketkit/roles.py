@@ -68,6 +68,29 @@ class Trainer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Examination:
+    """What a split says of a network, example by example.
+
+    Of each example `errors` are counted against `units`, such as word edits against words: the rate that tickets are
+    judged by is the sum of errors over the sum of units. `metrics` are those of the whole split.
+    """
+
+    metrics: Mapping[str, float]
+    ids: tuple[str, ...]
+    errors: tuple[int, ...]
+    units: tuple[int, ...]
+
+
+@runtime_checkable
+class ExaminingTrainer(Protocol):
+    """A trainer that says of every example how wrong it is, for intervals and paired tests over examples."""
+
+    def examine(self, split: str) -> Examination:
+        """Return the examination of the module's present weights on `split`, its examples always in one order."""
+        ...
+
+
 @runtime_checkable
 class RoundTrainer(Protocol):
     """A trainer that saves the middle of a round and goes on there: the command line lets it train the round."""

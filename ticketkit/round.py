@@ -126,7 +126,19 @@ class Round:
             )
             return
         counters = {"step": step, "optimizer_steps": self._enforcement.steps, "metrics": self.metrics}
-        self._save(Snapshot.capture(self.model, {**self.tracked, PROGRESS: _Counters(counters)}))
+        self._save(Snapshot.capture(self.model, {**self.tracked, PROGRESS: _Held(counters)}))
+
+    def recall(self, trained: Snapshot, tracked: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Take over the end of another run's training that had the same start, mask and settings, instead of training.
+
+        `tracked` are the states that its loop's objects had before the first round, by the names it tracked them under.
+        """
+        self.tracked = {name: _Held(state) for name, state in tracked.items()}
+        if self.index == 0:
+            for name, thing in self.tracked.items():
+                self._on_track(name, thing)
+        trained.restore(self.model)
+        self.log(**metrics)
 
     def _go_back(self, name: str, thing: Stateful) -> None:
         if name not in self._start.training:
@@ -156,8 +168,8 @@ class Round:
 
 
 @dataclass(frozen=True)
-class _Counters:
-    """The round's own counters, in the form of something that can be tracked."""
+class _Held:
+    """A state in the form of something that can be tracked: the round's own counters, or another run's optimizer."""
 
     values: dict[str, Any]
 

@@ -59,10 +59,9 @@ def score(ids: Sequence[str], references: Sequence[str], hypotheses: Sequence[st
     """
     jiwer = require("jiwer", extra="asr")
     expected, found = [normalise(text) for text in references], [normalise(text) for text in hypotheses]
-    if empty := [name for name, text in zip(ids, expected, strict=True) if not text]:
-        raise DataError(f"word error rates need references with words; without any: {', '.join(empty[:20])}")
-    if not expected:
-        return []
+    empty = [name for name, text in zip(ids, expected, strict=True) if not text]
+    if empty or not expected:
+        raise DataError(f"word error rates need references with words; without any: {_named(empty) or 'the whole split'}")
     by_word, by_character = jiwer.process_words(expected, found), jiwer.process_characters(expected, found)
     scored = []
     for i, name in enumerate(ids):
@@ -84,6 +83,18 @@ def score(ids: Sequence[str], references: Sequence[str], hypotheses: Sequence[st
     return scored
 
 
+def error_rates(scored: Sequence[Scored]) -> dict[str, float]:
+    """Return `wer` and `cer` as fractions: the sum of edits over the sum of reference words or characters.
+
+    Characters that the recogniser cannot write stay in the reference and count as errors.
+    """
+    edits, characters = sum(one.word_edits for one in scored), sum(one.character_edits for one in scored)
+    return {
+        "wer": edits / sum(one.words for one in scored),
+        "cer": characters / sum(one.characters for one in scored),
+    }
+
+
 def summarise(scored: Sequence[Scored], *, seed: int = 0, resamples: int = RESAMPLES) -> Summary:
     """Return the rates: the sum of edits over the sum of words, with a percentile bootstrap over utterances.
 
@@ -96,12 +107,11 @@ def summarise(scored: Sequence[Scored], *, seed: int = 0, resamples: int = RESAM
     words = np.array([one.words for one in scored])
     low, high = bootstrap_interval(edits, words, seed=seed, resamples=resamples)
     return Summary(
+        **error_rates(scored),
         utterances=len(scored),
         words=int(words.sum()),
-        wer=float(edits.sum() / words.sum()),
         wer_low=low,
         wer_high=high,
-        cer=sum(one.character_edits for one in scored) / sum(one.characters for one in scored),
         substitutions=sum(one.substitutions for one in scored),
         deletions=sum(one.deletions for one in scored),
         insertions=sum(one.insertions for one in scored),
@@ -120,6 +130,10 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(rates, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _named(ids: Sequence[str], most: int = 20) -> str:
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 def _edits(alignment: Sequence[Any]) -> Mapping[str, int]:

@@ -8,7 +8,8 @@ import pytest
 
 from ticketkit import Plugins, Progress, Ticket
 from ticketkit.config import parse_config
-from ticketkit.experiment import Results, run_experiment
+from ticketkit.experiment import run_experiment
+from ticketkit.results import Results
 
 EPOCHS = 5
 

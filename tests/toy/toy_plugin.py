@@ -77,10 +77,15 @@ class Trainer:
         return self.evaluate("dev")
 
     def evaluate(self, split: str) -> Mapping[str, float]:
+        return self.examine(split).metrics
+
+    def examine(self, split: str) -> ticketkit.Examination:
         x, y = self.corpus.splits[split]
         self.module.eval()
         with torch.no_grad():
-            return {"wer": (self.module(x).argmax(1) != y).float().mean().item()}
+            errors = (self.module(x).argmax(1) != y).int().tolist()
+        ids = tuple(f"{split}-{index}" for index in range(len(errors)))
+        return ticketkit.Examination({"wer": sum(errors) / len(errors)}, ids, tuple(errors), (1,) * len(errors))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,0 +1,162 @@
+"""`ticketkit study`: run a declared grid of runs, by one process or several, and say what it shows.
+
+Heavy imports stay inside the commands.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ticketkit.console import console
+from ticketkit.errors import RunError
+from ticketkit.plugin_files import PluginFiles, load_plugins
+
+if TYPE_CHECKING:
+    from ticketkit.plugins import Plugins
+    from ticketkit.roles import Progress
+    from ticketkit.study.config import Kind, StudyConfig
+    from ticketkit.study.directory import StudyDirectory
+    from ticketkit.study.jobs import Job
+
+study_app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="The five studies of Audio Lottery, with statistics."
+)
+
+Config = Annotated[str, typer.Option("--config", help="a study's name or a YAML file", metavar="STUDY_OR_CONFIG")]
+Out = Annotated[Path | None, typer.Option(help="the study's directory [default: studies/<name>]")]
+Overrides = Annotated[list[str], typer.Option("--set", help="override a setting: a.b=value", metavar="A.B=C")]
+Workers = Annotated[int, typer.Option(min=1, help="processes that work at once")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run, how long it takes and what it needs")]
+Directory = Annotated[Path, typer.Argument(help="a study's directory")]
+
+SUMMARIES: "dict[Kind, str]" = {
+    "existence": "Is there a ticket? The whole ladder of each variant.",
+    "controls": "Is it the ticket that matters? Random, one-shot, unrewound and small dense rivals.",
+    "transfer": "Does a ticket move? Masks found on one corpus, trained on another.",
+    "structure": "What does structure cost? Blocks, rows, N:M and RNN units at equal densities.",
+    "noise": "Do tickets shrug off noise in training? Tested at each level, with noise never heard.",
+}
+
+
+def _command(kinds: "tuple[Kind, ...]") -> Callable[..., None]:
+    def command(
+        config: Config,
+        out: Out = None,
+        workers: Workers = 1,
+        dry_run: DryRun = False,
+        override: Overrides = [],  # noqa: B006
+        plugin: PluginFiles = [],  # noqa: B006
+    ) -> None:
+        from ticketkit.config import read_settings
+        from ticketkit.study.config import parse_study
+        from ticketkit.study.directory import StudyDirectory
+        from ticketkit.study.grids import jobs
+
+        plugins = load_plugins(plugin)
+        study = parse_study(read_settings(config, override, plugins.studies()))
+        chosen = kinds or study.kinds
+        found = jobs(study, chosen)
+        if dry_run:
+            _show_plan(study, found, plugins)
+            return
+        directory = StudyDirectory(out or Path("studies") / Path(config).stem)
+        directory.claim(study)
+        for job in found:
+            directory.forget_failure(job)
+        _work(study, directory, chosen, found, plugins, workers, plugin)
+        _finish(directory, found)
+
+    return command
+
+
+for _kind, _summary in SUMMARIES.items():
+    study_app.command(_kind, help=_summary)(_command((_kind,)))
+study_app.command("all", help="All studies that the config declares.")(_command(()))
+
+
+@study_app.command(hidden=True)
+def work(directory: Directory, kinds: list[str], plugin: PluginFiles = []) -> None:  # noqa: B006
+    """Work on a study that was started, beside the other processes that do."""
+    from ticketkit.study.directory import StudyDirectory
+    from ticketkit.study.grids import jobs
+
+    chosen: Any = tuple(kinds)
+    study = StudyDirectory(directory)
+    _work_here(study.config(), study, jobs(study.config(), chosen), load_plugins(plugin))
+
+
+@study_app.command()
+def status(directory: Directory) -> None:
+    """Show what is done, running, waiting, failed and why."""
+    from ticketkit.study.directory import StudyDirectory
+    from ticketkit.study.grids import jobs
+    from ticketkit.study.worker import states
+
+    study = StudyDirectory(directory)
+    config = study.config()
+    found = jobs(config, config.kinds)
+    known = states(found, study)
+    table = Table("run", "state", "rounds", "why")
+    for job in found:
+        failure = study.failure(job)
+        rounds = len(list(study.run(job.id).glob("rounds/*/record.json")))
+        table.add_row(job.id, known[job.id], str(rounds), failure.error if failure else "")
+    console.print(table)
+    counts = {state: list(known.values()).count(state) for state in dict.fromkeys(known.values())}
+    console.print(f"{len(found)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def _work(
+    study: "StudyConfig",
+    directory: "StudyDirectory",
+    kinds: "tuple[Kind, ...]",
+    found: "list[Job]",
+    plugins: "Plugins",
+    workers: int,
+    files: list[Path],
+) -> None:
+    """Do the jobs here, or in as many processes as there are workers."""
+    if workers == 1:
+        _work_here(study, directory, found, plugins)
+        return
+    options = [option for file in files for option in ("--plugin", str(file))]
+    command = [sys.executable, "-m", "ticketkit", "study", "work", str(directory.path), *kinds, *options]
+    processes = [subprocess.Popen(command) for _ in range(workers)]
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        raise RunError(f"{sum(map(bool, codes))} of {workers} processes ended early; start the command again to go on")
+
+
+def _work_here(study: "StudyConfig", directory: "StudyDirectory", found: "list[Job]", plugins: "Plugins") -> None:
+    from ticketkit.study.worker import work
+
+    def progress(job: "Job", told: "Progress") -> None:
+        if told.epoch == told.epochs:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in told.metrics.items())
+            console.print(f"{job.id}: a training is over: dev {shown}", soft_wrap=True)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    work(directory, found, plugins, threads=study.threads, say=say, progress=progress)
+
+
+def _finish(directory: "StudyDirectory", found: "list[Job]") -> None:
+    """Write the report of what is done; raise `RunError` if something failed."""
+    from ticketkit.study.worker import states
+
+    known = states(found, directory)
+    if bad := [job for job in known if known[job] in ("failed", "blocked")]:
+        raise RunError(
+            f"{len(bad)} of {len(known)} runs failed or need one that did: {', '.join(bad[:10])}; see: ticketkit study "
+            f"status {directory.path}; the same command tries them again"
+        )
+
+
+def _show_plan(study: "StudyConfig", found: "list[Job]", plugins: "Plugins") -> None:
+    raise NotImplementedError

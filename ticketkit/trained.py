@@ -1,0 +1,52 @@
+"""A ticket of a run with the network that was trained with its mask."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ticketkit.building import made
+from ticketkit.config import RunConfig
+from ticketkit.errors import ConfigError
+from ticketkit.experiment import CONFIG_FILE, read_config
+from ticketkit.ledger import Ledger
+from ticketkit.plugins import Plugins
+from ticketkit.rng import seeded
+from ticketkit.roles import Bundle, Corpus
+from ticketkit.ticket import Ticket
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedTicket:
+    """A ticket of a run with its trained network: what is exported, evaluated, used."""
+
+    ticket: Ticket
+    bundle: Bundle
+    config: RunConfig
+    directory: Path
+
+    def corpus(self, plugins: Plugins) -> Corpus:
+        """Open the corpus that the run was trained on."""
+        opened: Corpus = made(self.config.chosen(plugins, "corpus"), "corpus")
+        return opened
+
+
+def open_trained(path: Path, plugins: Plugins) -> TrainedTicket:
+    """Return the ticket in a file of a run directory, with the network that was trained with its mask.
+
+    The backbone is built as the run's config says. Raises `ConfigError` if the file is not in a run directory, or no
+    finished round there has its mask.
+    """
+    ticket = Ticket.load(path)
+    directory = next((parent for parent in path.absolute().parents if (parent / CONFIG_FILE).is_file()), None)
+    if directory is None:
+        raise ConfigError(
+            f"{path} is in no run directory, so nobody knows its trained weights; name a ticket of a run, such as "
+            "runs/fsdd/extreme.safetensors"
+        )
+    config, ledger = read_config(directory, plugins), Ledger(directory)
+    found = [record for record in ledger.records() if record.mask_digest == ticket.mask.digest]
+    if not found:
+        raise ConfigError(f"none of the rounds in {directory} has the mask of {path}; was it copied there?")
+    with seeded(config.seed):
+        bundle: Bundle = made(config.chosen(plugins, "backbone"), "backbone")  # its fresh weights are overwritten
+    ledger.trained(found[-1]).restore_tensors(bundle.module)
+    return TrainedTicket(ticket, bundle, config, directory)
