@@ -1,5 +1,6 @@
 """What is done to clean speech: noise, babble, rooms, speed. Free of torch: checking a config is fast."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,7 +37,10 @@ class SoundsOptions(Options):
     """A folder of sounds, each of some type, and which types are for training and which for the test."""
 
     root: Path
-    """The folder, with whatever folders it holds: WAV, FLAC, Ogg, Opus and MP3 files of any rate, mono or not."""
+    """The folder, with whatever folders it holds: WAV, FLAC, Ogg, Opus and MP3 files of any rate, mono or not.
+
+    A relative path that is not there is looked for below the environment variable TICKETKIT_DATA.
+    """
     probability: Probability = 1.0
     type_rule: Annotated[str, AfterValidator(_has_one_group)] = "folder"
     """What the type of a sound is.
@@ -57,6 +61,12 @@ class SoundsOptions(Options):
     """Draws the types held out; apart from the experiment's seed, so that all seeds share one split."""
     on_bad_audio: OnBadAudio = "fail"
     """Stop at files that cannot be read, or go on without them and name them in the facts."""
+
+    @property
+    def folder(self) -> Path:
+        """Where `root` is: as it is given, or else below TICKETKIT_DATA."""
+        below = Path(os.environ.get("TICKETKIT_DATA", "")) / self.root
+        return below if not self.root.is_dir() and below.is_dir() else self.root
 
     @model_validator(mode="after")
     def _check_sounds(self) -> "SoundsOptions":

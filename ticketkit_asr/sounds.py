@@ -80,11 +80,11 @@ def open_sounds(options: SoundsOptions, *, what: str, split: str) -> SoundLibrar
 
 
 def find_sounds(options: SoundsOptions, *, what: str) -> tuple[list[Sound], tuple[str, ...]]:
-    """Return the readable sounds below `options.root`, ordered by name, and the names of the others.
+    """Return the readable sounds below `options.folder`, ordered by name, and the names of the others.
 
     Raises `DataError` naming what is wrong: no folder, no sound, sounds without a type, sounds that cannot be read.
     """
-    root = options.root
+    root = options.folder
     if not root.is_dir():
         raise DataError(f"{what}: the folder {root.absolute()} is missing; set root to a folder of sounds")
     paths = {
@@ -172,12 +172,12 @@ def _sound(path: Path, name: str, type_: str) -> Sound:
 def _type_rule(options: SoundsOptions, what: str) -> Callable[[str], str | None]:
     """Return the function from a name below root to its type."""
     if options.type_table is not None:
-        table = _type_table(options.root / options.type_table, what)
+        table = _type_table(options.folder / options.type_table, what)
         return lambda name: table.get(name.rpartition("/")[2])
     if options.type_rule == "file":
         return lambda name: name
     if options.type_rule == "folder":
-        return lambda name: name.rpartition("/")[0] or options.root.absolute().name
+        return lambda name: name.rpartition("/")[0] or options.folder.absolute().name
     pattern = re.compile(options.type_rule)
     return lambda name: found[1] if (found := pattern.search(name)) else None
 

@@ -54,6 +54,11 @@ def test_held_out_speakers_are_in_their_split_alone(fsdd_root):
     assert speakers == {"train": {"ann"}, "dev": {"ann"}, "test": {"bob"}}
 
 
+def test_only_chosen_speakers_are_used(fsdd_root):
+    corpus = open_fsdd(options=FsddOptions(root=fsdd_root, speakers=("bob",), **SMALL))
+    assert {u.speaker for split in SPLITS for u in corpus.split(split)} == {"bob"}
+
+
 def test_a_speaker_uses_all_takes_before_any_comes_again(fsdd_root):
     options = FsddOptions(root=fsdd_root, digits=(5, 5), test_speakers=("bob",), **{**SMALL, "test_utterances": 4})
     words = [word for utterance in open_fsdd(options=options).split("test") for word in utterance.text.split()]
@@ -64,6 +69,7 @@ def test_a_speaker_uses_all_takes_before_any_comes_again(fsdd_root):
     ("wrong", "said"),
     [
         ({"test_speakers": ("carl",)}, "no speaker carl; it has ann, bob"),
+        ({"speakers": ("ann", "dora")}, "no speaker dora; it has ann, bob"),
         ({"test_speakers": ("ann",), "dev_speakers": ("bob",)}, "nothing for train.*all are held out"),
     ],
 )

@@ -26,6 +26,17 @@ def write(path: Path, wave: np.ndarray, rate: int = RATE, **how: str) -> None:
     soundfile.write(path, wave, rate, **how)
 
 
+def test_a_folder_that_is_not_here_is_looked_for_below_ticketkit_data(folder, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("TICKETKIT_DATA", str(folder))
+    assert SoundsOptions(root="rain").folder == folder / "rain"
+    assert [sound.name for sound in find_sounds(SoundsOptions(root="rain"), what="noise")[0]] == ["r1.WAV", "r2.flac"]
+    (elsewhere / "rain").mkdir()
+    assert SoundsOptions(root="rain").folder == Path("rain")
+    assert SoundsOptions(root="snow").folder == Path("snow")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Types rain (2 files), street (1) and street/tram (1), and files that are no sounds."""

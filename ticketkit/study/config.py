@@ -79,6 +79,8 @@ class Noise(_Section):
     levels: Levels
     dense: Layers = {}
     """Settings of regularised dense networks."""
+    small: Small | None = None
+    """How a small dense network is made."""
 
 
 class Scale(_Section):

@@ -1,6 +1,7 @@
 """The five studies of Audio Lottery as grids of runs: which there are, and what they take from each other."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from ticketkit.errors import ConfigError
 from ticketkit.study.config import Kind, Small, StudyConfig
@@ -172,6 +173,11 @@ def noise(config: StudyConfig, seed: int) -> Iterator[Job]:
                 )
         for name, dense in study.dense.items():
             yield single(config, study.variant, seed, layer, dense, named=named, arm=name, level=0, tests=every)
+        if study.small is not None:
+            for level in study.levels:
+                resize = Resize(clean, level, study.small.size)
+                facts: dict[str, Any] = {"arm": "small_dense", "level": level, "resize": resize, "tests": every}
+                yield single(config, study.variant, seed, layer, named=named, **facts)
 
 
 GRIDS: Mapping[Kind, Callable[[StudyConfig, int], Iterator[Job]]] = {

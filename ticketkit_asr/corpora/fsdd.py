@@ -42,6 +42,8 @@ class FsddOptions(ConnectedDigitsOptions):
     """Stop at recordings that cannot be read, or go on without them and name them in the report."""
     gap_seconds: tuple[_Seconds, _Seconds] = (0.05, 0.3)
     """The shortest and the longest silence before, between and after the digits."""
+    speakers: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Speakers that are used at all, in every split; all by default."""
     dev_speakers: tuple[str, ...] = ()
     """Speakers held out for dev; none by default: every speaker is in every split, in other takes."""
     test_speakers: tuple[str, ...] = ()
@@ -110,15 +112,16 @@ def find_recordings(folder: Path) -> list[Recording]:
 def choose_recordings(recordings: Sequence[Recording], split: str, options: FsddOptions) -> list[Recording]:
     """Return the recordings whose takes and speakers belong to a split.
 
-    Raises `ConfigError` naming speakers that are held out but not recorded, `DataError` when nothing belongs to it.
+    Raises `ConfigError` naming speakers that are chosen but not recorded, `DataError` when nothing belongs to it.
     """
     held_out = {"dev": set(options.dev_speakers), "test": set(options.test_speakers)}
     speakers = {recording.speaker for recording in recordings}
-    if unknown := (held_out["dev"] | held_out["test"]) - speakers:
+    if unknown := (held_out["dev"] | held_out["test"] | set(options.speakers or ())) - speakers:
         raise ConfigError(
             f"corpus 'fsdd' has no speaker {', '.join(sorted(unknown))}; it has {', '.join(sorted(speakers))}"
         )
-    wanted = held_out.get(split) or speakers - held_out["dev"] - held_out["test"]
+    used = speakers if options.speakers is None else set(options.speakers)
+    wanted = held_out.get(split) or used - held_out["dev"] - held_out["test"]
     chosen = [r for r in recordings if r.speaker in wanted and r.take in TAKES[split]]
     if not chosen:
         takes = TAKES[split]
