@@ -1,4 +1,7 @@
-"""The paper's CNN-LSTM (Deep Speech 2): convolutions, bidirectional LSTMs and a linear layer, trained with CTC.
+"""The paper's CNN-LSTM (Deep Speech 2): convolutions, LSTMs and a linear layer, trained with CTC.
+
+The LSTMs read in both directions, or forwards alone and then, in a lookahead convolution, a few frames on: the network
+that can write while it listens, if its features allow it too (`centre: corpus`).
 
 Batches are padded to their longest utterance, and padding never shows: what one utterance yields, and what batch
 normalisation learns from it, depends on its valid frames alone.
@@ -9,7 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import hardtanh
+from torch.nn.functional import hardtanh, pad
 
 from ticketkit_asr.backbones.bundle import CtcNetwork, SpeechBundle
 from ticketkit_asr.backbones.options import CnnLstmOptions, ConvOptions
@@ -28,7 +31,14 @@ def build_cnn_lstm(*, options: CnnLstmOptions) -> SpeechBundle:
     extractor = FeatureExtractor(options.features, options.sample_rate)
     alphabet = alphabet_of(options.labels)
     module = CnnLstm(
-        bins=extractor.bins, labels=alphabet.size, convs=options.convs, hidden=options.hidden, layers=options.layers
+        bins=extractor.bins,
+        labels=alphabet.size,
+        convs=options.convs,
+        hidden=options.hidden,
+        layers=options.layers,
+        bidirectional=options.bidirectional,
+        lookahead=options.lookahead,
+        dropout=options.dropout,
     )
     return SpeechBundle.of(module, extractor, alphabet, Ctc(alphabet.blank))
 
@@ -36,7 +46,18 @@ def build_cnn_lstm(*, options: CnnLstmOptions) -> SpeechBundle:
 class CnnLstm(CtcNetwork):
     """Features (batch, frames, bins) to label scores (batch, output frames, labels)."""
 
-    def __init__(self, *, bins: int, labels: int, convs: Sequence[ConvOptions], hidden: int, layers: int) -> None:
+    def __init__(
+        self,
+        *,
+        bins: int,
+        labels: int,
+        convs: Sequence[ConvOptions],
+        hidden: int,
+        layers: int,
+        bidirectional: bool = True,
+        lookahead: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         channels = [1, *(conv.channels for conv in convs)]
         self.convs = nn.ModuleList(ConvBlock(inputs, conv) for inputs, conv in zip(channels, convs, strict=False))
@@ -44,7 +65,9 @@ class CnnLstm(CtcNetwork):
             bins = strided(bins, conv.stride[0])
         widths = [channels[-1] * bins, *[hidden] * (layers - 1)]
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths[1:])
-        self.lstms = nn.ModuleList(SummedBiLstm(width, hidden) for width in widths)
+        self.lstms = nn.ModuleList((SummedBiLstm if bidirectional else nn.LSTM)(width, hidden) for width in widths)
+        self.dropout = nn.Dropout(dropout)
+        self.lookahead = Lookahead(hidden, lookahead) if lookahead else None
         self.output_norm = nn.BatchNorm1d(hidden)
         self.output = nn.Linear(hidden, labels, bias=False)
 
@@ -58,7 +81,11 @@ class CnnLstm(CtcNetwork):
         valid = valid_frames(lengths, x.shape[0]).T
         order = reversal(lengths, x.shape[0])
         for norm, lstm in zip([None, *self.norms], self.lstms, strict=True):
-            x = lstm(x if norm is None else over_valid(norm, x, valid), order)
+            if norm is not None:
+                x = over_valid(norm, self.dropout(x), valid)
+            x = lstm(x, order) if isinstance(lstm, SummedBiLstm) else lstm(x)[0]
+        if self.lookahead is not None:
+            x = self.lookahead(x, valid)
         scores = self.output(over_valid(self.output_norm, x, valid))
         return scores.transpose(0, 1), lengths
 
@@ -108,6 +135,24 @@ class SummedBiLstm(nn.Module):
         back, _ = self.backwards(reordered(x, order))
         summed: Tensor = ahead + reordered(back, order)
         return summed
+
+
+class Lookahead(nn.Module):
+    """Each channel's weighted sum of this and the next `frames` frames, and Hardtanh(0, 20): (frames, batch, channels).
+
+    The row convolution of Deep Speech 2 (Amodei et al. 2016) as deepspeech.pytorch has it, whose `context` counts the
+    present frame too.
+    """
+
+    def __init__(self, channels: int, frames: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, frames + 1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Return `x` convolved; frames that are not `valid` (frames, batch) count as zero."""
+        x = x.masked_fill(~valid[:, :, None], 0).permute(1, 2, 0)  # (batch, channels, frames)
+        x = self.conv(pad(x, (0, self.conv.kernel_size[0] - 1)))
+        return hardtanh(x, 0.0, 20.0).permute(2, 0, 1)
 
 
 def strided(size: int, stride: int) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Predicate
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ticketkit import ConfigError, Options
 
@@ -132,6 +132,9 @@ class CnnLstmOptions(Options):
 
     >>> CnnLstmOptions(hidden=64).layers, CnnLstmOptions(preset="paper").hidden
     (2, 1024)
+
+    `CnnLstmOptions(preset="paper", bidirectional=False, lookahead=19)` is the unidirectional form of the paper's
+    model, with its 1024 units and the lookahead of deepspeech.pytorch: 43.5 M parameters.
     """
 
     preset: Literal["small", "paper"] = "small"
@@ -143,9 +146,27 @@ class CnnLstmOptions(Options):
     hidden: PositiveInt
     """Units of each direction of each LSTM layer."""
     layers: PositiveInt
-    """Bidirectional LSTM layers."""
+    """LSTM layers."""
+    bidirectional: bool = True
+    """Whether the LSTMs also read backwards (their directions are added) or could write while they listen."""
+    lookahead: NonNegativeInt = 0
+    """Frames ahead that each frame after the last LSTM is convolved with, where `bidirectional` is false; 0: none.
+
+    Frames of the convolutions' output: one is as long as all their strides in time make it.
+    """
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each LSTM layer's output, but for the last's, that is dropped in training."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
         return filled(PRESETS, given)
+
+    @model_validator(mode="after")
+    def _check_lookahead(self) -> "CnnLstmOptions":
+        if self.bidirectional and self.lookahead:
+            raise ValueError(
+                f"lookahead {self.lookahead} belongs to LSTMs that read forwards alone; these are bidirectional and "
+                "hear everything ahead already; set bidirectional: false, or leave lookahead out"
+            )
+        return self
