@@ -1,27 +1,31 @@
 """Trains a recogniser and lets dev choose the epoch: for any bundle, on one process or several."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ticketkit import Progress, Round
+from ticketkit import Examination, Progress, Round
 from ticketkit_asr.backbones.bundle import SpeechBundle
 from ticketkit_asr.batching import evaluation_batches, steps, training_batches
 from ticketkit_asr.corpora.corpus import SpeechCorpus
 from ticketkit_asr.errors import TrainingError
 from ticketkit_asr.examples import Example, Examples, Fault, collate, learn_statistics, open_examples
-from ticketkit_asr.loading import Waiting, batches
-from ticketkit_asr.metrics import error_rates
+from ticketkit_asr.loading import Key, Loader, Waiting
 from ticketkit_asr.ranks import counts, share
+from ticketkit_asr.scoring import error_rates, score
 from ticketkit_asr.trainer_options import TrainerOptions
 from ticketkit_asr.training import Training, device_of
 
 _log = logging.getLogger(__name__)
+
+_MUCH_WAITING = 10
+"""Per cent of an epoch that may go into waiting for data before a hint is given."""
 
 
 class SpeechTrainer:
@@ -37,6 +41,7 @@ class SpeechTrainer:
         self._seed = seed
         self._options = options
         self._splits: dict[str, Examples] = {}
+        self._advised = False
         if options.device is not None:
             bundle.module.to(options.device)
         learn_statistics(corpus, bundle, seed=seed)
@@ -54,14 +59,21 @@ class SpeechTrainer:
         """Train as `train` does, saving the middle of the round, and going on there after an interruption."""
         return self._train(Training(self._bundle.module, self._options, current), progress)
 
-    def evaluate(self, split: str) -> dict[str, float]:
+    def evaluate(self, split: str) -> Mapping[str, float]:
         """Return `wer` and `cer` (fractions, greedy decoding) and `loss` (nats an utterance) of the present weights."""
+        return self.examine(split).metrics
+
+    def examine(self, split: str) -> Examination:
+        """Return the metrics of `evaluate`, and of each utterance how many word edits there are against how many words.
+
+        The utterances are in their order in the corpus.
+        """
         bundle, examples = self._bundle, self._examples(split)
         losses = torch.zeros(len(examples))
         recognised = [""] * len(examples)
         size, most = self._options.batch_size, self._most_frames
         plan = evaluation_batches(examples.frames, batch_size=size, most_frames=most)
-        loaded = batches(examples, [[(i, None) for i in indices] for indices in plan], workers=0)
+        loaded = Loader(examples, workers=0).batches([(i, None) for i in indices] for indices in plan)
         with bundle.evaluating(), self._autocast():
             for indices, batch in zip(plan, loaded, strict=True):
                 usable = _usable(batch)
@@ -71,8 +83,14 @@ class SpeechTrainer:
                 losses[indices] = loss.float().cpu()
                 for index, emissions in zip(indices, written, strict=True):
                     recognised[index] = bundle.text(emissions)
-        texts = [utterance.text for utterance in examples.utterances]
-        return {**error_rates(texts, recognised), "loss": losses.mean().item()}
+        ids, texts = zip(*((utterance.id, utterance.text) for utterance in examples.utterances), strict=True)
+        scored = score(ids, texts, recognised)
+        return Examination(
+            metrics={**error_rates(scored), "loss": losses.mean().item()},
+            ids=ids,
+            errors=tuple(one.word_edits for one in scored),
+            units=tuple(one.words for one in scored),
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -91,6 +109,7 @@ class SpeechTrainer:
 
     def _train(self, training: Training, progress: Callable[[Progress], None]) -> Mapping[str, float]:
         state, epochs, taken = training.state, self._options.epochs, 0
+        loaded = Waiting(self._loader.batches(self._keys(training.start)))
         for epoch in range(1, epochs + 1):
             plan = self._steps(epoch)
             done, taken = taken, taken + len(plan)
@@ -98,7 +117,7 @@ class SpeechTrainer:
                 continue
             if training.is_over:
                 break
-            self._train_epoch(epoch, plan, done, training)
+            self._train_epoch(epoch, plan, done, training, loaded)
             loss, metrics = state.end_epoch(), self.evaluate("dev")
             state.consider(metrics, self._bundle.module)
             progress(Progress(epoch=epoch, epochs=epochs, loss=loss, metrics=metrics))
@@ -107,12 +126,13 @@ class SpeechTrainer:
         self._bundle.module.load_state_dict(state.weights)
         return state.metrics
 
-    def _train_epoch(self, epoch: int, plan: Sequence[Sequence[list[int]]], done: int, training: Training) -> None:
+    def _train_epoch(
+        self, epoch: int, plan: Sequence[Sequence[list[int]]], done: int, training: Training, loaded: Waiting
+    ) -> None:
         """Take the steps of an epoch that are left; `done` lie before it."""
         left = range(max(training.start - done, 0), len(plan))
-        keys = [[(i, epoch) for i in share(batch)] for number in left for batch in plan[number]]
-        loaded = Waiting(batches(self._examples("train"), keys, workers=self._options.workers))
         every = self._options.checkpoint_steps
+        loaded.begin()
         self._bundle.module.train()
         for number in left:
             taken, step = done + number, plan[number]
@@ -125,7 +145,21 @@ class SpeechTrainer:
             )
             if every and (taken + 1) % every == 0 and number + 1 < len(plan):
                 training.save(taken + 1)
-        _log.info("epoch %d: %.1f %% of the time went into waiting for data", epoch, 100 * loaded.share)
+        self._report(epoch, loaded)
+
+    def _report(self, epoch: int, loaded: Waiting) -> None:
+        """Log how long the epoch waited for data, and once in a trainer's life how to wait less."""
+        percent = 100 * loaded.share
+        _log.info("epoch %d: %.1f %% of the time went into waiting for data", epoch, percent)
+        if percent > _MUCH_WAITING and not self._advised:
+            self._advised = True
+            _log.warning(
+                "epoch %d: %.0f %% of the time went into waiting for data; trainer.workers is %d, one more would load "
+                "ahead if a core is free",
+                epoch,
+                percent,
+                self._options.workers,
+            )
 
     def _next_losses(self, loaded: Waiting, batch: Sequence[int], network: nn.Module) -> Tensor:
         """Return the losses of this rank's share of the batch that is loaded next."""
@@ -164,6 +198,13 @@ class SpeechTrainer:
         seconds, extractor = self._options.batch_seconds, self._bundle.untrained_extractor
         return None if seconds is None else extractor.frames(round(seconds * extractor.sample_rate))
 
+    def _keys(self, start: int) -> Iterator[list[Key]]:
+        """Yield what this rank loads: its share of each batch of all epochs, from optimizer step `start` on."""
+        planned = ((epoch, step) for epoch in range(1, self._options.epochs + 1) for step in self._steps(epoch))
+        for epoch, step in islice(planned, start, None):
+            for batch in step:
+                yield [(i, epoch) for i in share(batch)]
+
     def _batches(self, epoch: int) -> list[list[int]]:
         frames, size = self._examples("train").frames, self._options.batch_size
         return training_batches(frames, batch_size=size, seed=self._seed, epoch=epoch, most_frames=self._most_frames)
@@ -171,6 +212,11 @@ class SpeechTrainer:
     def _steps(self, epoch: int) -> list[list[list[int]]]:
         """Return the batches of each optimizer step of an epoch."""
         return steps(self._batches(epoch), accumulate=self._options.accumulate)
+
+    @cached_property
+    def _loader(self) -> Loader:
+        """What loads training batches, for one training after another."""
+        return Loader(self._examples("train"), workers=self._options.workers)
 
     def _examples(self, split: str) -> Examples:
         """Return the examples of a split, prepared at the first call."""

@@ -1,4 +1,5 @@
 import pickle
+import time
 import wave as wav
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
 from ticketkit_asr.corpora.stretch import Stretch
 from ticketkit_asr.examples import Example, Fault, collate, learn_statistics, open_examples
-from ticketkit_asr.loading import batches
+from ticketkit_asr.loading import Loader, Waiting, packed, unpacked
 from ticketkit_asr.noise_options import BabbleOptions, CorruptionOptions, SpeedOptions
 from ticketkit_asr.trainer_options import SpecAugmentOptions, TrainerOptions
 
@@ -117,11 +118,54 @@ def test_batches_are_the_same_from_any_number_of_workers_and_leave_the_generator
     examples, _ = examples_of(said, bundle, split="train", augment=SpecAugmentOptions(frequency_width=6))
     plan = [[(0, 1), (3, 1)], [(5, 1)], [(1, 1), (2, 1), (4, 1)]]
     state = torch.get_rng_state()
-    alone, helped = (list(batches(examples, plan, workers=workers)) for workers in (0, 1))
+    alone, helped = (Loader(examples, workers=workers) for workers in (0, 1))
+    next(alone.batches(plan))
+    next(helped.batches(plan))
+    for batches in (plan[::-1], plan):  # after one that was given up, and after one that was finished
+        first, second = list(alone.batches(batches)), list(helped.batches(batches))
+        expected = [[said.split("train")[index].id for index, _ in batch] for batch in batches]
+        assert [[example.id for example in batch] for batch in first] == expected
+        for one, other in zip(first, second, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert torch.equal(a.features, b.features)
+                assert torch.equal(a.target, b.target)
+                assert (a.id, a.text) == (b.id, b.text)
     assert torch.equal(torch.get_rng_state(), state)
-    assert [[example.id for example in batch] for batch in alone] == [["u", "uuuu"], ["uuuuuu"], ["uu", "uuu", "uuuuu"]]
-    for first, second in zip(alone, helped, strict=True):
-        assert all(torch.equal(a.features, b.features) for a, b in zip(first, second, strict=True))
+
+
+def test_a_packed_batch_is_unpacked_as_it_was_faults_and_empty_texts_included():
+    one, empty = torch.rand(3, 2), torch.rand(1, 2)
+    batch = [
+        Fault("bad", "noisy"),
+        Example("u", one, torch.tensor([4, 5]), "AB"),
+        Example("v", empty, torch.zeros(0, dtype=torch.int64), ""),
+    ]
+    fault, *examples = unpacked(packed(batch))
+    assert fault == batch[0]
+    for example, whole in zip(examples, batch[1:], strict=True):
+        assert torch.equal(example.features, whole.features)
+        assert torch.equal(example.target, whole.target)
+        assert example.target.dtype == torch.int64
+        assert (example.id, example.text) == (whole.id, whole.text)
+    assert unpacked(packed(batch[:1])) == batch[:1]
+
+
+def test_waiting_is_told_as_a_share_of_the_time_and_the_first_item_apart():
+    def slow():
+        for seconds in (0.5, 0.15, 0.15):
+            time.sleep(seconds)
+            yield [Fault("u", str(seconds))]
+
+    waiting = Waiting(slow())
+    next(waiting)
+    assert waiting.first >= 0.5
+    assert waiting.share == 0.0
+    next(waiting)
+    time.sleep(0.1)
+    assert 0 < waiting.share < 1
+    waiting.begin()
+    next(waiting)
+    assert waiting.share > 0.5
 
 
 def test_a_file_that_goes_bad_later_is_a_fault_and_no_crash(bundle, tmp_path):

@@ -1,9 +1,12 @@
+import logging
 import math
+import time
 
 import pytest
 import torch
 
 from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
+from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
 from ticketkit_asr.errors import TrainingError
 from ticketkit_asr.trainer import SpeechTrainer
 from ticketkit_asr.trainer_options import SpecAugmentOptions, TrainerOptions
@@ -172,3 +175,40 @@ def test_evaluating_changes_neither_weights_nor_mode_and_ignores_batch_size(trai
     assert same(state(module), before)
     together = trainer_of(TrainerOptions(batch_size=32))[0].evaluate("dev")
     assert together == pytest.approx(alone, rel=1e-4)
+
+
+def test_workers_change_no_bit_in_one_training_after_another(trainer_of):
+    ends = []
+    for workers in (0, 1):
+        options = TrainerOptions(epochs=2, batch_size=4, accumulate=2, speed={"factors": (0.9, 1.1)}, workers=workers)
+        trainer, module = trainer_of(options)
+        ends.append([(trainer.train(ignore), state(module)) for _ in range(2)])
+    for alone, helped in zip(*ends, strict=True):
+        assert alone[0] == helped[0]
+        assert same(alone[1], helped[1])
+
+
+@pytest.mark.parametrize(("seconds_reading", "seconds_training"), [(0.05, 0.0), (0.0, 0.2)])
+def test_waiting_for_data_is_advised_against_once_and_only_where_it_is_much(
+    seconds_reading, seconds_training, trainer_of, two_tones, caplog
+):
+    class Slow(InMemory):
+        def read(self):
+            time.sleep(seconds_reading)
+            return super().read()
+
+    splits = {
+        name: [Utterance(u.id, Slow(u.audio.waveform), u.text, u.speaker) for u in split]
+        for name, split in two_tones.splits.items()
+    }
+    corpus = SpeechCorpus("slow", two_tones.sample_rate, splits)
+    options = TrainerOptions(epochs=3, batch_size=2, speed={"factors": (1.0, 1.1)})
+    trainer, module = trainer_of(options, corpus=corpus)
+    module.register_forward_pre_hook(lambda *_: time.sleep(seconds_training))
+    with caplog.at_level(logging.INFO, logger="ticketkit_asr.trainer"):
+        trainer.train(ignore)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert len([line for line in told if "of the time went into waiting for data" in line]) == 3
+    advice = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(advice) == (1 if seconds_reading else 0)
+    assert all("trainer.workers is 0, one more would load ahead" in line for line in advice)
