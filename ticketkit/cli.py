@@ -16,7 +16,7 @@ from ticketkit.console import console, errors
 from ticketkit.errors import ConfigError, RunError, TicketkitError
 from ticketkit.plugin_commands import WithPluginCommands
 from ticketkit.plugin_files import PluginFiles, load_plugins
-from ticketkit.study_commands import study_app
+from ticketkit.study_commands import show_report, study_app
 
 if TYPE_CHECKING:
     from ticketkit.config import RunConfig
@@ -115,11 +115,21 @@ def resume(
 
 
 @app.command()
-def report(directories: Annotated[list[Path], typer.Argument(help="run directories")]) -> None:
-    """Show the tables of finished runs and draw their plots; of several runs, one plot in the first directory."""
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="run directories, or one study's")],
+    plugin: PluginFiles = [],  # noqa: B006
+) -> None:
+    """Show the tables of finished runs and draw their plots, or write a study's report.
+
+    Several runs are drawn in one plot, in the first directory.
+    """
     from ticketkit.report import plot
     from ticketkit.results import Results
+    from ticketkit.study.directory import StudyDirectory
 
+    if len(directories) == 1 and (study := StudyDirectory(directories[0])).exists():
+        show_report(study, load_plugins(plugin))
+        return
     runs = [Results.read(directory) for directory in directories]
     for results, directory in zip(runs, directories, strict=True):
         _show(results, directory)

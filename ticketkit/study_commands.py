@@ -69,7 +69,7 @@ def _command(kinds: "tuple[Kind, ...]") -> Callable[..., None]:
         for job in found:
             directory.forget_failure(job)
         _work(study, directory, chosen, found, plugins, workers, plugin)
-        _finish(directory, found)
+        _finish(directory, found, plugins)
 
     return command
 
@@ -146,10 +146,21 @@ def _work_here(study: "StudyConfig", directory: "StudyDirectory", found: "list[J
     work(directory, found, plugins, threads=study.threads, say=say, progress=progress)
 
 
-def _finish(directory: "StudyDirectory", found: "list[Job]") -> None:
+def show_report(directory: "StudyDirectory", plugins: "Plugins") -> None:
+    """Write the report of what is done, and say where it is."""
+    from ticketkit.study.report import write_report
+
+    paths = write_report(directory, plugins)
+    for path in paths[:2]:
+        console.print(f"wrote {path}", soft_wrap=True)
+    console.print(f"wrote {len(paths) - 2} tables and figures as CSV beside them", soft_wrap=True)
+
+
+def _finish(directory: "StudyDirectory", found: "list[Job]", plugins: "Plugins") -> None:
     """Write the report of what is done; raise `RunError` if something failed."""
     from ticketkit.study.worker import states
 
+    show_report(directory, plugins)
     known = states(found, directory)
     if bad := [job for job in known if known[job] in ("failed", "blocked")]:
         raise RunError(

@@ -47,16 +47,20 @@ class StudyDirectory:
 
     def claim(self, config: StudyConfig) -> None:
         """Write the config; raise `ConfigError` if another study, whose runs would not fit, is there."""
-        found = self._read() if (self.path / CONFIG_FILE).exists() else None
+        found = self._read() if self.exists() else None
         wanted = json.loads(canonical_json(config.model_dump(mode="json")))
         if found is not None and any(found.get(key) != wanted[key] for key in ("base", "threads")):
             raise ConfigError(f"{self.path} holds a study with another base; choose another --out")
         if found != wanted:
             write_text_atomically(self.path / CONFIG_FILE, json.dumps(wanted, indent=1))
 
+    def exists(self) -> bool:
+        """Say whether there is a study here."""
+        return (self.path / CONFIG_FILE).exists()
+
     def config(self) -> StudyConfig:
         """Return the study's config; raises `ConfigError` if there is none."""
-        if not (self.path / CONFIG_FILE).exists():
+        if not self.exists():
             raise ConfigError(f"{self.path} holds no study ({CONFIG_FILE} is missing); start one with: ticketkit study")
         return parse_study(self._read())
 

@@ -1,6 +1,8 @@
 """The five studies of Audio Lottery as grids of runs: which there are, and what they take from each other."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from math import log
 from typing import Any
 
 from ticketkit.errors import ConfigError
@@ -9,6 +11,7 @@ from ticketkit.study.jobs import OWN, Job, MaskOrigin, Resize, Test, WeightsOrig
 from ticketkit.study.ladder import IMP, at_once, check_levels, ladder, rounds, run_id, single, up_to, variant_settings
 from ticketkit.study.overlay import Settings, at, valued
 
+DEFAULT_RATE = 0.2
 NONE = "none"
 """The training condition without anything that the noise study adds."""
 
@@ -141,7 +144,19 @@ def structure(config: StudyConfig, seed: int) -> Iterator[Job]:
     check_levels(config, study.variant, study.levels)
     yield ladder(config, study.variant, seed)
     for name, layer in study.granularities.items():
-        yield ladder(config, study.variant, seed, up_to(study.levels), {"prune": layer}, arm=name)
+        job = ladder(config, study.variant, seed, up_to(study.levels), {"prune": layer}, arm=name)
+        density = layer.get("density")
+        yield (
+            job
+            if density is None
+            else replace(job, levels={0: 0, rounds(job.settings): _nearest(config, job, density)})
+        )
+
+
+def _nearest(config: StudyConfig, job: Job, density: float) -> int:
+    """Return the level of the variant's ladder whose density is nearest to one that is given, on a log scale."""
+    rate = variant_settings(config, job.arm.variant)["prune"].get("rate") or DEFAULT_RATE
+    return round(log(density) / log(1 - rate))
 
 
 def noise(config: StudyConfig, seed: int) -> Iterator[Job]:

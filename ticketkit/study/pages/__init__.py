@@ -1,0 +1,1 @@
+"""How chapters are written down: one HTML page, Markdown, CSV."""

@@ -1,0 +1,139 @@
+"""Is one network as good as another? Rates over seeds and examples, with paired bootstrap intervals and p-values.
+
+Every network of a comparison is tested on the same examples, and seeds come in pairs: both of a pair began alike. So
+examples and seeds are both drawn with replacement, each drawing used for both networks (Bisani & Ney 2004 for word
+error rates; Efron & Tibshirani 1993, chapters 13 and 16). Few seeds make a coarse bootstrap: it sees no more spread
+between trainings than these seeds show.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ticketkit.errors import RunError
+
+Array = npt.NDArray[np.int64]
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What networks of one kind did: `errors` (seeds, examples) against `units` (examples,), such as words."""
+
+    seeds: tuple[int, ...]
+    ids: tuple[str, ...]
+    errors: Array
+    units: Array
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The rate of each seed: the sum of errors over the sum of units."""
+        return tuple(float(rate) for rate in self.errors.sum(1) / self.units.sum())
+
+    @property
+    def rate(self) -> float:
+        """The mean rate of the seeds."""
+        return float(np.mean(self.rates))
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the rate between seeds (n - 1); NaN for one seed."""
+        return float(np.std(self.rates, ddof=1)) if len(self.seeds) > 1 else float("nan")
+
+    def of_seeds(self, seeds: tuple[int, ...]) -> "Sample":
+        """Return the sample of some of the seeds, in their order."""
+        return Sample(seeds, self.ids, self.errors[[self.seeds.index(seed) for seed in seeds]], self.units)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One kind of network beside its rival, both means over the seeds they share; a positive difference is worse.
+
+    `low` to `high` is the interval of the difference. `p_match` is small when the difference is below the margin: the
+    network then matches its rival. `p_better` is small when the difference is below zero, `p_worse` when it is above
+    the margin. All are one-sided and not corrected for looking more than once: see `holm`.
+    """
+
+    rate: float
+    rival: float
+    low: float
+    high: float
+    p_match: float
+    p_better: float
+    p_worse: float
+    seeds: int
+
+    @property
+    def difference(self) -> float:
+        """How much worse than the rival."""
+        return self.rate - self.rival
+
+
+def compare(
+    sample: Sample, rival: Sample, *, margin: float, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Comparison:
+    """Return the comparison of two samples over the seeds that both have.
+
+    Raises `RunError` if they share no seed, or were not tested on the same examples.
+    """
+    shared = tuple(one for one in sample.seeds if one in rival.seeds)
+    if not shared:
+        raise RunError(f"networks without a common seed cannot be compared: {sample.seeds} and {rival.seeds}")
+    if sample.ids != rival.ids or not np.array_equal(sample.units, rival.units):
+        raise RunError("networks that were tested on different examples cannot be compared")
+    first, second = sample.of_seeds(shared), rival.of_seeds(shared)
+    drawn = bootstrap(first.errors - second.errors, first.units, resamples=resamples, seed=seed)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Comparison(
+        rate=first.rate,
+        rival=second.rate,
+        low=float(low),
+        high=float(high),
+        p_match=_share(drawn >= margin),
+        p_better=_share(drawn >= 0),
+        p_worse=_share(drawn <= margin),
+        seeds=len(shared),
+    )
+
+
+def bootstrap(errors: Array, units: Array, *, resamples: int, seed: int) -> npt.NDArray[np.float64]:
+    """Return the mean rate over seeds in resamples of both: errors (seeds, examples) against units (examples,)."""
+    random = np.random.default_rng(seed)
+    seeds, examples = errors.shape
+    weights = random.multinomial(examples, np.full(examples, 1 / examples), size=resamples)  # (resamples, examples)
+    rates = (weights @ errors.T) / (weights @ units)[:, None]  # (resamples, seeds)
+    drawn = random.integers(0, seeds, (resamples, seeds))
+    means: npt.NDArray[np.float64] = np.take_along_axis(rates, drawn, axis=1).mean(1)
+    return means
+
+
+def interval(
+    sample: Sample, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the percentile interval of the mean rate, over seeds and examples."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(bootstrap(sample.errors, sample.units, resamples=resamples, seed=seed), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """Return the p-values corrected for looking at all of them: Holm 1979, which needs no independence.
+
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    corrected: dict[Key, float] = {}
+    largest = 0.0
+    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+        corrected[key] = largest
+    return corrected
+
+
+def _share(hits: npt.NDArray[np.bool_]) -> float:
+    """Return a bootstrap p-value, never zero: (hits + 1) / (resamples + 1)."""
+    return (int(hits.sum()) + 1) / (len(hits) + 1)
