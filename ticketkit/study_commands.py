@@ -170,4 +170,46 @@ def _finish(directory: "StudyDirectory", found: "list[Job]", plugins: "Plugins")
 
 
 def _show_plan(study: "StudyConfig", found: "list[Job]", plugins: "Plugins") -> None:
-    raise NotImplementedError
+    """Print every run, and what each variant takes by an epoch that is timed here."""
+    from ticketkit.study.estimate import base_variant, estimate, rehearse
+    from ticketkit.study.jobs import described
+
+    table = Table("run", "backbone", "corpus", "prunings", "takes from")
+    for job in found:
+        rounds = str(job.settings["prune"].get("rounds", ""))
+        roles = (described(job.settings, "backbone"), described(job.settings, "corpus"))
+        table.add_row(job.id, *roles, rounds, ", ".join(sorted(job.needs)))
+    console.print(table)
+    rehearsals = rehearse(study, dict.fromkeys(map(base_variant, found)), plugins)
+    rows = estimate(study, found, rehearsals)
+    table = Table("variant", "parameters", "runs", "trainings", "hours of sound", "an epoch", "all", "memory", "disk")
+    for row in rows:
+        epoch = row.rehearsal.training_seconds / row.rehearsal.epochs
+        table.add_row(
+            row.variant,
+            f"{row.rehearsal.parameters:,}",
+            str(row.runs),
+            str(row.trainings),
+            f"{row.hours:,.0f}" if row.hours >= 10 else f"{row.hours:.2g}",
+            _duration(epoch),
+            _duration(row.seconds),
+            f"{row.memory_bytes / 2**30:.2f} GiB",
+            f"{row.disk_bytes / 2**30:.2f} GiB",
+        )
+    console.print(table)
+    trainings, seconds = sum(row.trainings for row in rows), sum(row.seconds for row in rows)
+    console.print(
+        f"{len(found)} runs, {trainings} trainings, {_duration(seconds)} of one process with {study.threads} threads "
+        "on this machine, by one timed epoch of each variant (dev included; small networks counted as large ones); "
+        "dense rounds that several runs share are trained once. Memory: the peak that was measured, or five numbers a "
+        "weight. Disk: every trained round and its mask.",
+        soft_wrap=True,
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
