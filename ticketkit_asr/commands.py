@@ -4,8 +4,11 @@ Heavy imports stay inside them.
 """
 
 import json
+from contextlib import nullcontext
+from copy import deepcopy
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
@@ -30,8 +33,10 @@ Beam = Annotated[
 ]
 Lm = Annotated[Path | None, typer.Option(help="an n-gram language model (ARPA or KenLM binary), for CTC")]
 Words = Annotated[Path | None, typer.Option(help="its words, one a line, for a binary model")]
-LmWeight = Annotated[float, typer.Option(help="how much the language model counts: see ticketkit asr tune")]
-WordScore = Annotated[float, typer.Option(help="how much a word is worth")]
+LmWeight = Annotated[
+    float | None, typer.Option(help="how much the language model counts: see ticketkit asr tune [default: 1]")
+]
+WordScore = Annotated[float | None, typer.Option(help="how much a word is worth, with --lm [default: 0]")]
 
 
 @app.command()
@@ -46,7 +51,8 @@ def prepare(
     """Read every utterance of a corpus once; write a manifest of each split and a report of what is there."""
     from ticketkit_asr.corpora.preparation import prepare_corpus
 
-    opened = _corpus(_plugins(), corpus, root, settings)
+    plugins, chosen = _plugins(), _chosen(corpus, root, settings)
+    opened = _opened(plugins, _skipping_bad(plugins, chosen) if skip_bad else chosen)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"reading {opened.name}")
         report = prepare_corpus(
@@ -66,14 +72,14 @@ def prepare(
 def bpe(
     corpus: CorpusName,
     to: Annotated[Path, typer.Option(help="the sentencepiece model to write")],
-    size: Annotated[int, typer.Option(min=2, help="how many pieces")] = 256,
+    size: Annotated[int, typer.Option(min=2, max=1_000_000, help="how many pieces")] = 256,
     root: Root = None,
     settings: Settings = [],  # noqa: B006
 ) -> None:
     """Learn pieces of words (byte-pair encoding) from the train texts of a corpus."""
     from ticketkit_asr.bpe import learn_pieces, save_pieces
 
-    texts = [utterance.text for utterance in _corpus(_plugins(), corpus, root, settings).split("train")]
+    texts = [utterance.text for utterance in _opened(_plugins(), _chosen(corpus, root, settings)).split("train")]
     pieces = learn_pieces(texts, size=size)
     save_pieces(pieces, to)
     console.print(f"wrote {to}: {pieces.size} labels, the blank included, from {len(texts)} texts")
@@ -88,16 +94,28 @@ def transcribe(
     beam: Beam = None,
     lm: Lm = None,
     words: Words = None,
-    lm_weight: LmWeight = 1.0,
-    word_score: WordScore = 0.0,
+    lm_weight: LmWeight = None,
+    word_score: WordScore = None,
 ) -> None:
-    """Write what is said in sound files, one line each: the file's name, a tab, the text."""
+    """Write what is said in sound files, one line each: the file's name, a tab, the text.
+
+    A file that cannot be used does not stop the others: all such are named at the end.
+    """
+    from ticketkit import DataError
+    from ticketkit_asr.errors import BadAudioError
     from ticketkit_asr.recognition import transcribe_file
 
     bundle, decode = _speech(_trained(_plugins(), ticket)), _decoder(beam, lm, words, lm_weight, word_score)
+    faults: list[str] = []
     for path in audio:
-        text = transcribe_file(bundle, path, window_seconds=window, overlap_seconds=overlap, decode=decode)
-        typer.echo(f"{path}\t{text}")
+        try:
+            text = transcribe_file(bundle, path, window_seconds=window, overlap_seconds=overlap, decode=decode)
+        except BadAudioError as error:
+            faults.append(str(error))
+        else:
+            typer.echo(f"{path}\t{text}")
+    if faults:
+        raise DataError(f"{len(faults)} of {len(audio)} files were not transcribed: " + "; ".join(faults))
 
 
 @app.command()
@@ -110,19 +128,23 @@ def evaluate(
     beam: Beam = None,
     lm: Lm = None,
     words: Words = None,
-    lm_weight: LmWeight = 1.0,
-    word_score: WordScore = 0.0,
+    lm_weight: LmWeight = None,
+    word_score: WordScore = None,
     to: Annotated[Path | None, typer.Option(help="a file for one JSON line an utterance")] = None,
 ) -> None:
     """Measure WER and CER of a ticket's trained network on a split, with edits and a bootstrap interval."""
     from ticketkit_asr.evaluation import evaluate_split
     from ticketkit_asr.scoring import summarise
+    from ticketkit_asr.storage import replacing
 
     plugins = _plugins()
     trained = _trained(plugins, ticket)
-    opened: Any = trained.corpus(plugins) if corpus is None else _corpus(plugins, corpus, root, settings)
+    opened = _opened(plugins, _chosen(corpus or trained.config.corpus, root, settings))
     decode = _decoder(beam, lm, words, lm_weight, word_score)
-    scored = evaluate_split(_speech(trained), opened, split, decode=decode)
+    with replacing(to) if to else nullcontext() as file:  # a file that cannot be written is known before the work
+        scored = evaluate_split(_speech(trained), opened, split, decode=decode)
+        if file is not None:
+            _write_lines(file, scored)
     found = summarise(scored)
     console.print(f"{opened.name} {split}: {found.utterances} utterances, {found.words} words")
     console.print(
@@ -130,7 +152,7 @@ def evaluate(
         f"substitutions, {found.deletions} deletions, {found.insertions} insertions; CER {found.cer:.2%}"
     )
     if to is not None:
-        _write_lines(to, scored)
+        console.print(f"wrote {to}")
 
 
 @app.command()
@@ -148,7 +170,7 @@ def tune(
 
     plugins = _plugins()
     trained = _trained(plugins, ticket)
-    opened: Any = trained.corpus(plugins) if corpus is None else _corpus(plugins, corpus, root, settings)
+    opened = _opened(plugins, _chosen(corpus or trained.config.corpus, root, settings))
     found = tune(LmDecoder(lm, beam=beam, words=words), _speech(trained), opened)
     for weights, wer in found:
         console.print(f"--lm-weight {weights.lm:g} --word-score {weights.word:g}: dev WER {wer:.2%}")
@@ -156,24 +178,28 @@ def tune(
     console.print(f"best on dev: --lm {lm} --lm-weight {best.lm:g} --word-score {best.word:g}")
 
 
-def _decoder(beam: int | None, lm: Path | None, words: Path | None, lm_weight: float, word_score: float) -> "Decoder":
+def _decoder(
+    beam: int | None, lm: Path | None, words: Path | None, lm_weight: float | None, word_score: float | None
+) -> "Decoder":
+    from ticketkit import ConfigError
     from ticketkit_asr.decoding import decoder
     from ticketkit_asr.language_model import LmDecoder, LmWeights
 
+    weights = {"--lm-weight": lm_weight, "--word-score": word_score}
+    if odd := [f"{name} {value:g}" for name, value in weights.items() if value is not None and not isfinite(value)]:
+        raise ConfigError(f"{' and '.join(odd)}: a finite number is needed")
     if lm is None:
+        if unused := [name for name, value in ({"--words": words} | weights).items() if value is not None]:
+            raise ConfigError(f"{' and '.join(unused)} without --lm would change nothing; name a language model too")
         return decoder(beam or 1)
-    return LmDecoder(lm, LmWeights(lm_weight, word_score), beam or 100, words)
+    return LmDecoder(lm, LmWeights(1.0 if lm_weight is None else lm_weight, word_score or 0.0), beam or 100, words)
 
 
-def _write_lines(path: Path, scored: "list[Scored]") -> None:
+def _write_lines(file: BinaryIO, scored: "list[Scored]") -> None:
     from dataclasses import asdict
 
-    from ticketkit_asr.storage import replacing
-
-    with replacing(path) as file:
-        for one in scored:
-            file.write(json.dumps(asdict(one), ensure_ascii=False).encode() + b"\n")
-    console.print(f"wrote {path}")
+    for one in scored:
+        file.write(json.dumps(asdict(one), ensure_ascii=False).encode() + b"\n")
 
 
 def _plugins() -> "Plugins":
@@ -182,14 +208,33 @@ def _plugins() -> "Plugins":
     return Plugins.discover()
 
 
-def _corpus(plugins: "Plugins", name: str, root: Path | None, settings: list[str]) -> "SpeechCorpus":
-    """Return the opened corpus; raises `ConfigError` if it is none of speech."""
-    from ticketkit import ConfigError, with_overrides
+def _chosen(corpus: Any, root: Path | None, settings: list[str]) -> dict[str, Any]:
+    """Return the name of a corpus (or what a run's config says of it) with its options; later ones win."""
+    from ticketkit import with_overrides
 
-    chosen = with_overrides({"name": name} | ({"root": str(root)} if root else {}), settings)
+    chosen = {"name": corpus} if isinstance(corpus, str) else deepcopy(dict(corpus))
+    return with_overrides(chosen | ({"root": str(root)} if root else {}), settings)
+
+
+def _skipping_bad(plugins: "Plugins", chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the choice with files left out that cannot be used, where the corpus has the option."""
+    from ticketkit import ConfigError
+
+    skipping = chosen | {"on_bad_audio": "skip"}
+    try:
+        plugins.choose("corpus", skipping)
+    except ConfigError:  # no such option, or another fault, which opening it will tell
+        return chosen
+    return skipping
+
+
+def _opened(plugins: "Plugins", chosen: dict[str, Any]) -> "SpeechCorpus":
+    """Return the opened corpus; raises `ConfigError` if it is none of speech."""
+    from ticketkit import ConfigError
+
     opened: SpeechCorpus = plugins.choose("corpus", chosen).call()
     if not all(hasattr(opened, part) for part in ("split", "sample_rate")):
-        raise ConfigError(f"corpus {name!r} is no corpus of speech that ticketkit asr knows how to read")
+        raise ConfigError(f"corpus {chosen['name']!r} is no corpus of speech that ticketkit asr knows how to read")
     return opened
 
 

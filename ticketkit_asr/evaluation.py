@@ -1,8 +1,11 @@
 """What a recogniser writes for a split of a corpus, and how wrong that is."""
 
+from torch import Tensor
+
+from ticketkit import DataError
 from ticketkit_asr.backbones.bundle import SpeechBundle
 from ticketkit_asr.batching import evaluation_batches
-from ticketkit_asr.corpora.corpus import SpeechCorpus
+from ticketkit_asr.corpora.corpus import SpeechCorpus, Utterance
 from ticketkit_asr.decoding import GREEDY, Decoder
 from ticketkit_asr.examples import Hearing, collate
 from ticketkit_asr.scoring import Scored, score
@@ -22,8 +25,15 @@ def evaluate_split(bundle: SpeechBundle, corpus: SpeechCorpus, split: str, *, de
     device = next(bundle.module.parameters()).device
     with bundle.evaluating():
         for indices in evaluation_batches([u.audio.samples for u in utterances], batch_size=BATCH):
-            features, lengths = collate([hearing.features(utterances[i], None) for i in indices])
+            features, lengths = collate([_features(hearing, utterances[i]) for i in indices])
             written = decode(bundle, features.to(device), lengths.to(device))
             for index, emissions in zip(indices, written, strict=True):
                 recognised[index] = bundle.text(emissions)
     return score([u.id for u in utterances], [u.text for u in utterances], recognised)
+
+
+def _features(hearing: Hearing, utterance: Utterance) -> Tensor:
+    try:
+        return hearing.features(utterance, None)
+    except DataError as error:
+        raise DataError(f"utterance {utterance.id!r} cannot be evaluated: {error}") from error

@@ -109,7 +109,12 @@ def _searching(decoder: LmDecoder, alphabet: Characters) -> Any:
                 unk_word="<unk>",
             )
         except RuntimeError as error:
-            raise DataError(f"{decoder.path} is no n-gram model that KenLM can read: {error}") from error
+            raise DataError(f"{decoder.path} is no n-gram model that KenLM can read: {_said(error)}") from error
+
+
+def _said(error: RuntimeError) -> str:
+    """Return in one line what KenLM found; it puts the place in its source first."""
+    return " ".join(str(error).rpartition("Exception")[2].lstrip(".").split())
 
 
 def words_of(path: Path) -> Iterator[str]:
@@ -120,6 +125,8 @@ def words_of(path: Path) -> Iterator[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        if not path.is_file():
+            raise DataError(f"{path} cannot be read: there is no such file") from error
         raise DataError(
             f"{path} cannot be read as text ({error}); for a binary model give its words, one a line (--words)"
         ) from error

@@ -3,15 +3,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ticketkit import ConfigError
+from ticketkit import ConfigError, DataError
 from ticketkit_asr.audio import Waveform, resample
 from ticketkit_asr.backbones.bundle import SpeechBundle
 from ticketkit_asr.decoding import GREEDY, Decoder
+from ticketkit_asr.errors import BadAudioError
 from ticketkit_asr.examples import collate
 from ticketkit_asr.sound_files import check_finite, opened
 
@@ -38,13 +41,17 @@ def transcribe_file(
     next the text changes over in the longest pause of what they share. Memory is bounded by the window. Raises
     `BadAudioError` naming a file that cannot be used.
     """
+    if not 0 < window_seconds < inf:
+        raise ConfigError(f"window_seconds must be a finite number above 0, not {window_seconds}")
     if not 0 <= overlap_seconds < window_seconds / 2:
-        raise ConfigError(f"overlap_seconds must be from 0 to below half of {window_seconds} s, not {overlap_seconds}")
+        raise ConfigError(
+            f"overlap_seconds must be from 0 to below half of the window of {window_seconds} s, not {overlap_seconds}"
+        )
     done: list[int] = []
     pending: list[Written] = []
     with bundle.evaluating():
         for start, samples, rate in windows(path, window_seconds, overlap_seconds):
-            found = _decoded(bundle, samples, rate, start, decode)
+            found = _decoded(bundle, _features(bundle, path, samples, rate, start), start, decode)
             if start:
                 seam = longest_pause(pending, found, start, start + overlap_seconds)
                 pending = [written for written in pending if written.at < seam]
@@ -89,13 +96,22 @@ def windows(path: Path, length: float, overlap: float) -> Iterator[tuple[float, 
             start += size - shared
 
 
-def _decoded(bundle: SpeechBundle, samples: Waveform, rate: int, start: float, decode: Decoder) -> list[Written]:
-    """Return what is written for a window that begins at `start` seconds."""
+def _features(bundle: SpeechBundle, path: Path, samples: Waveform, rate: int, start: float) -> tuple[Tensor, float]:
+    """Return the features of a window that begins at `start` seconds, and its seconds."""
     waveform = resample(torch.from_numpy(samples), source=rate, target=bundle.sample_rate)
     if start:  # a tail may be shorter than features need
         waveform = torch.nn.functional.pad(waveform, (0, max(0, bundle.sample_rate // 4 - len(waveform))))
+    try:
+        return bundle.features(waveform), len(waveform) / bundle.sample_rate
+    except DataError as error:
+        raise BadAudioError(f"{path} cannot be transcribed: {error}") from error
+
+
+def _decoded(bundle: SpeechBundle, heard: tuple[Tensor, float], start: float, decode: Decoder) -> list[Written]:
+    """Return what is written for a window of some features and seconds that begins at `start` seconds."""
+    window, seconds = heard
     device = next(bundle.module.parameters()).device
-    features, lengths = collate([bundle.features(waveform)])
-    frames, seconds = bundle.output_frames(int(lengths[0])), len(waveform) / bundle.sample_rate
+    features, lengths = collate([window])
+    frames = bundle.output_frames(int(lengths[0]))
     (emissions,) = decode(bundle, features.to(device), lengths.to(device))
     return [Written(start + (e.frame + 0.5) / frames * seconds, e.label) for e in emissions]

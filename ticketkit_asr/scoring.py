@@ -61,7 +61,9 @@ def score(ids: Sequence[str], references: Sequence[str], hypotheses: Sequence[st
     expected, found = [normalise(text) for text in references], [normalise(text) for text in hypotheses]
     empty = [name for name, text in zip(ids, expected, strict=True) if not text]
     if empty or not expected:
-        raise DataError(f"word error rates need references with words; without any: {_named(empty) or 'the whole split'}")
+        raise DataError(
+            f"word error rates need references with words; without any: {_named(empty) or 'the whole split'}"
+        )
     by_word, by_character = jiwer.process_words(expected, found), jiwer.process_characters(expected, found)
     scored = []
     for i, name in enumerate(ids):

@@ -1,5 +1,6 @@
 """Sound files: opened only when they are whole, and said what is wrong with them when they are not."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,13 +69,16 @@ def opened(path: Path) -> Iterator[Any]:
     """
     soundfile = require("soundfile", extra="asr")
     try:
+        if os.path.exists(path) and not path.is_file():  # a pipe would be waited for
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise FaultyAudioError(Fault.UNREADABLE, f"{path} cannot be read as audio: it is {what}; name a sound file")
         with soundfile.SoundFile(path) as file:
             _check_whole(path, file)
             yield file
     except (soundfile.SoundFileError, OSError) as error:
-        if not path.exists():
+        if not os.path.exists(path):
             raise FaultyAudioError(Fault.MISSING, f"{path} cannot be read as audio: there is no such file") from error
-        if path.is_file() and not path.stat().st_size:
+        if not path.stat().st_size:
             raise FaultyAudioError(Fault.EMPTY, f"{path} cannot be read as audio: it holds no samples") from error
         raise FaultyAudioError(Fault.UNREADABLE, f"{path} cannot be read as audio: {error}") from error
 

@@ -149,6 +149,17 @@ def test_a_split_of_which_nothing_is_left_fails_with_the_reasons(folder):
     with pytest.raises(DataError, match=r"nothing left for train; left out: \{'under 9 s': 2\}"):
         assembled(folder, {"train": [line("a"), line("b")]}, min_seconds=9)
     assert assembled(folder, {"train": [line("a")], "test": []}).split("test") == []
+    with pytest.raises(DataError, match="lists no utterance to train on"):
+        assembled(folder, {"train": [], "test": [line("a")]})
+    listings = {"train": Listing([line("a")], folder=str(folder)), "test": Listing([], {"no transcript": ["b"]})}
+    with pytest.raises(DataError, match=r"nothing left for test; left out: \{'no transcript': 1\}"):
+        assemble("c", listings, FileCorpusOptions())
+
+
+@pytest.mark.parametrize("rate", [0, -1, 768_001])
+def test_rates_that_no_recorder_has_are_refused(rate):
+    with pytest.raises(ValidationError, match="sample_rate"):
+        FileCorpusOptions(sample_rate=rate)
 
 
 def test_the_digest_follows_lines_and_versions_of_files_but_reads_no_sound(folder):

@@ -102,7 +102,13 @@ def test_transcribe_writes_a_line_for_every_file(trained: Path) -> None:
         (["prepare", "librispeech", "--root", "nowhere", "--out", "out"], "nowhere"),
         (["prepare", "spoken_digits", "--out", "out"], "makes its sound in memory; only corpora of sound files"),
         (["bpe", "spoken_digits", "--size", "100000", "--to", "x.model"], "100000 pieces cannot be learnt from"),
-        (["tune", TICKET, "--lm", "nothing.arpa"], "nothing.arpa cannot be read as text"),
+        (["tune", TICKET, "--lm", "nothing.arpa"], "nothing.arpa cannot be read: there is no such file"),
+        (["bpe", "spoken_digits", "--size", "99999999999", "--to", "x.model"], "less than or equal to 1000000"),
+        (["transcribe", TICKET, "a.wav", "--window", "inf"], "must be a finite number above 0, not inf"),
+        (["transcribe", TICKET, "a.wav", "--window", "0"], "must be a finite number above 0, not 0"),
+        (["transcribe", TICKET, "a.wav", "--words", "w", "--lm-weight", "2"], "--words and --lm-weight without --lm"),
+        (["transcribe", TICKET, "a.wav", "--word-score", "nan"], "--word-score nan: a finite number is needed"),
+        (["evaluate", TICKET, "--root", "nowhere"], "root: there is no such option"),
     ],
 )
 def test_bad_input_is_one_message(
@@ -114,6 +120,50 @@ def test_bad_input_is_one_message(
     assert code == 2, printed
     assert message in printed
     assert "Traceback" not in printed
+
+
+def test_a_file_that_cannot_be_used_does_not_stop_the_others(trained: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "short.wav", [0.1], 16_000)
+    soundfile.write(tmp_path / "good.wav", [0.0, 0.1] * 8_000, 16_000)
+    names = [str(tmp_path / name) for name in ("short.wav", "good.wav", "gone.wav")]
+    done = ticketkit("asr", "transcribe", TICKET, *names, cwd=trained)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.startswith(f"{names[1]}\t")
+    assert "2 of 3 files were not transcribed" in done.stderr
+    assert f"{names[0]} cannot be transcribed: 1 samples are too few" in done.stderr
+    assert f"{names[2]} cannot be read as audio: there is no such file" in done.stderr
+
+
+def test_the_corpus_of_the_run_takes_settings(trained: Path) -> None:
+    done = ticketkit("asr", "evaluate", TICKET, "--set", "test_utterances=3", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert "spoken_digits test: 3 utterances" in done.stdout
+
+
+def test_scores_that_could_not_be_written_are_refused_before_the_work(trained: Path) -> None:
+    done = ticketkit("asr", "evaluate", TICKET, "--to", "config.yaml/scores.jsonl", cwd=trained)
+    assert done.returncode == 1, done.stderr
+    assert "cannot write config.yaml/scores.jsonl" in done.stderr
+    assert done.stdout == ""
+
+
+def test_skip_bad_leaves_out_files_that_opening_a_corpus_would_refuse(
+    tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("good.wav", [0.0, 0.1] * 8_000, 16_000)
+    Path("list.jsonl").write_text(
+        "".join(json.dumps({"id": name, "path": name, "text": "A"}) + "\n" for name in ("good.wav", "gone.wav"))
+    )
+    arguments = ["asr", "prepare", "manifest", "--set", "train=list.jsonl", "--out", "out"]
+    code, printed = command_line(*arguments)
+    assert code == 2, printed
+    assert "--skip-bad" in printed
+    assert not Path("out/train.jsonl").exists()
+    code, printed = command_line(*arguments, "--skip-bad")
+    assert code == 0, printed
+    assert "| train | missing file | 1 | gone.wav |" in Path("out/report.md").read_text()
+    assert len(Path("out/train.jsonl").read_text().splitlines()) == 1
 
 
 def test_pieces_are_learnt_from_train_and_a_run_writes_them(trained: Path) -> None:

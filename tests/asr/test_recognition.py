@@ -98,10 +98,19 @@ def test_the_seam_lies_where_nobody_hears_anything():
 
 
 def test_windows_that_make_no_sense_and_files_that_are_none_are_refused(bundle, tmp_path):
-    with pytest.raises(ConfigError, match="below half of 4"):
+    with pytest.raises(ConfigError, match="below half of the window of 4 s, not 2"):
         transcribe_file(bundle, tmp_path / "a.wav", window_seconds=4, overlap_seconds=2)
+    for window in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(ConfigError, match="window_seconds must be a finite number above 0"):
+            transcribe_file(bundle, tmp_path / "a.wav", window_seconds=window, overlap_seconds=0.0)
     with pytest.raises(BadAudioError, match="no such file"):
         transcribe_file(bundle, tmp_path / "a.wav")
+
+
+def test_a_recording_too_short_to_be_heard_is_named(bundle, tmp_path):
+    soundfile.write(tmp_path / "click.wav", np.zeros(1, np.float32), RATE)
+    with pytest.raises(BadAudioError, match=r"click\.wav cannot be transcribed: 1 samples are too few"):
+        transcribe_file(bundle, tmp_path / "click.wav")
 
 
 def test_real_recordings_of_every_format_are_read_to_their_end(bundle, real_data):

@@ -62,6 +62,8 @@ def test_each_fault_has_its_kind(tmp_path):
     (tmp_path / "text.wav").write_bytes(b"this is no sound")
     assert fault_of(tmp_path / "missing.wav") == Fault.MISSING
     assert fault_of(tmp_path / "folder.wav") == Fault.UNREADABLE
+    os.mkfifo(tmp_path / "pipe.wav")  # reading it would wait for ever
+    assert fault_of(tmp_path / "pipe.wav") == Fault.UNREADABLE
     assert fault_of(tmp_path / "nothing.wav") == Fault.EMPTY
     assert fault_of(tmp_path / "text.wav") == Fault.UNREADABLE
     assert fault_of(write(tmp_path / "empty.wav", noise(0))) == Fault.EMPTY

@@ -61,7 +61,7 @@ def assemble(
     and those above the number wanted. No file is opened for a line that states its duration.
 
     Raises `DataError` naming every file that is missing or cannot be used, unless they are to be skipped, and when
-    nothing of a split is left.
+    nothing of a split is left, or nothing to train on was listed.
     """
     bad: dict[str, FaultyAudioError] = {}
     dropped: dict[str, Reasons] = {}
@@ -74,13 +74,15 @@ def assemble(
         splits[split] = _limited(split, stretches, options, reasons)
     if bad and options.on_bad_audio == "fail":
         raise DataError(
-            f"{len(bad)} sound files of corpus {name!r} cannot be used (on_bad_audio: skip goes on without them): "
-            + "; ".join(map(str, bad.values()))
+            f"{len(bad)} sound files of corpus {name!r} cannot be used (on_bad_audio: skip, with "
+            "ticketkit asr prepare --skip-bad, goes on without them): " + "; ".join(map(str, bad.values()))
         )
     for split, reasons in dropped.items():
         counts = {reason: len(ids) for reason, ids in reasons.items()}
-        if listings[split].lines and not splits[split]:
+        if not splits[split] and (listings[split].lines or counts):
             raise DataError(f"corpus {name!r} has nothing left for {split}; left out: {counts}")
+        if not splits[split] and split == "train":
+            raise DataError(f"corpus {name!r} lists no utterance to train on; look at its transcripts")
         if counts:
             _log.info("corpus %s, %s: left out %s", name, split, counts)
     return SpeechCorpus(

@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class FileCorpusOptions(Options):
     """How sound and text are read, and how much of them."""
 
-    sample_rate: PositiveInt = 16_000
+    sample_rate: Annotated[int, Field(gt=0, le=768_000)] = 16_000
     """What every file is resampled to, in Hz."""
     channels: Literal["refuse", "first", "mix"] = "refuse"
     """What to do with files of several channels, where the manifest does not choose one."""

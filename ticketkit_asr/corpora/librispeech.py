@@ -16,7 +16,7 @@ from ticketkit_asr.corpora.file_options import FileCorpusOptions
 from ticketkit_asr.corpora.folders import find_folder, text_lines
 from ticketkit_asr.corpora.manifest import Line
 
-_ADVICE = "unpack the archives of https://www.openslr.org/12"
+_ADVICE = "name the subsets that you have with the options train, dev and test, or unpack the archives of https://www.openslr.org/12"
 _AUDIO = ".flac"
 _TRANSCRIPTS = ".trans.txt"
 

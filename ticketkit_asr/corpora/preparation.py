@@ -74,8 +74,9 @@ def prepare_corpus(
                 file.write(content.encode())
         if on_bad_audio == "fail" and (unusable := report.unusable()):
             raise DataError(
-                f"{len(unusable)} utterances of corpus {corpus.name!r} cannot be used (on_bad_audio: skip goes on "
-                f"without them; {out_dir / 'report.md'} lists them): " + "; ".join(unusable)
+                f"{len(unusable)} utterances of corpus {corpus.name!r} cannot be used (on_bad_audio: skip, on the "
+                f"command line --skip-bad, goes on without them; {out_dir / 'report.md'} lists them): "
+                + "; ".join(unusable)
             )
     return report
 
