@@ -32,7 +32,8 @@ class Training:
         self._options = options
         self._current = current
         self._device = device_of(module)
-        self._optimizer = build_optimizer([p for p in module.parameters() if p.requires_grad], options)
+        self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._optimizer = build_optimizer(self._trained, options)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=options.precision == "float16")
         self.start = 0
         """How many optimizer steps are already behind it."""
@@ -67,7 +68,7 @@ class Training:
             summed += loss.item()
         summed = total(summed, self._device)
         self._scaler.unscale_(self._optimizer)
-        norm = clip_grad_norm_(self._module.parameters(), self._options.grad_norm).item()
+        norm = clip_grad_norm_(self._trained, self._options.grad_norm).item()
         if not math.isfinite(summed) or not (math.isfinite(norm) or self._scaler.is_enabled()):
             self._leave_out(summed, norm, where)
         else:
