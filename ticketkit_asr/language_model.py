@@ -125,7 +125,7 @@ def words_of(path: Path) -> Iterator[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        if not path.is_file():
+        if not path.exists():
             raise DataError(f"{path} cannot be read: there is no such file") from error
         raise DataError(
             f"{path} cannot be read as text ({error}); for a binary model give its words, one a line (--words)"

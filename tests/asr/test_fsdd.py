@@ -135,3 +135,9 @@ def test_real_recordings_give_six_speakers_and_the_official_test_takes(real_data
     recordings = find_recordings(real_data / "fsdd" / "recordings")
     assert len(recordings) == 3000
     assert {r.take for r in choose_recordings(recordings, "test", FsddOptions())} == set(range(5))
+
+
+@pytest.mark.parametrize("longest", [float("inf"), float("nan"), 61.0, -1.0])
+def test_silences_that_no_memory_holds_are_refused(longest):
+    with pytest.raises(ValidationError, match="gap_seconds"):
+        FsddOptions(gap_seconds=(0.0, longest))

@@ -30,7 +30,7 @@ _HOW_TO_GET_IT = (
     "git clone https://github.com/Jakobovski/free-spoken-digit-dataset fsdd, "
     "then set the corpus option root, or the environment variable TICKETKIT_DATA, to the folder that holds fsdd"
 )
-_Seconds = Annotated[float, Field(ge=0)]
+_Seconds = Annotated[float, Field(ge=0, le=60)]
 
 
 class FsddOptions(ConnectedDigitsOptions):
