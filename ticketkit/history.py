@@ -31,8 +31,9 @@ def recorded(progress: Callable[[Progress], None], directory: Path) -> Callable[
             path = directory / FILE
             with file_system_errors(path):
                 directory.mkdir(parents=True, exist_ok=True)
+                cut = path.exists() and not path.read_bytes().endswith(b"\n")  # by a crash: what follows stands alone
                 with path.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                    file.write("\n" * cut + line + "\n")
         progress(told)
 
     return record

@@ -58,20 +58,38 @@ def _uses(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) 
     if isinstance(module, nn.Linear):
         return {"weight": output.numel() // module.out_features}
     if isinstance(module, _ConvNd):
-        positions = args[0] if module.transposed else output
+        positions = _input(args, kwargs) if module.transposed else output
         channels = module.in_channels if module.transposed else module.out_channels
         return {"weight": positions.numel() // channels}
     if isinstance(module, RNNBase):
-        steps = _steps(module, args[0] if args else kwargs["input"])
+        steps = _steps(module, _input(args, kwargs))
         return dict.fromkeys((name for name, p in module.named_parameters() if p.dim() == 2), steps)
     if isinstance(module, RNNCellBase):
-        rows = args[0].numel() // module.input_size
+        rows = _input(args, kwargs).numel() // module.input_size
         return {"weight_ih": rows, "weight_hh": rows}
     if isinstance(module, nn.MultiheadAttention):
-        query = args[0] if args else kwargs["query"]
-        rows = query.numel() // module.embed_dim
-        return {"in_proj_weight": rows} if module.in_proj_weight is not None else {}
+        return _attention_uses(module, args, kwargs)
     return {}
+
+
+def _input(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return what torch's layers call `input`, however it was passed."""
+    return args[0] if args else kwargs["input"]
+
+
+def _attention_uses(module: nn.MultiheadAttention, args: Any, kwargs: Mapping[str, Any]) -> dict[str, int]:
+    """Return the uses of an attention layer's matrices; it multiplies by `out_proj.weight` without calling `out_proj`.
+
+    The three matrices in `in_proj_weight` count as one with their mean uses, rounded: they differ where keys and
+    queries differ in number.
+    """
+    names = ("query", "key", "value")
+    given = [args[place] if place < len(args) else kwargs[name] for place, name in enumerate(names)]
+    rows = [tensor.numel() // tensor.shape[-1] for tensor in given]
+    used = {"out_proj.weight": rows[0]}
+    if module.in_proj_weight is not None:
+        return used | {"in_proj_weight": round(sum(rows) / 3)}
+    return used | dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), rows, strict=True))
 
 
 def _steps(module: RNNBase, inputs: Tensor | PackedSequence) -> int:

@@ -90,6 +90,8 @@ def transfer(config: StudyConfig, seed: int) -> Iterator[Job]:
     study = config.transfer
     if study is None:
         return
+    if twice := [name for name, layer in study.targets.items() if study.sources.get(name, layer) != layer]:
+        raise ConfigError(f"transfer: {', '.join(twice)} is one thing as a source and another as a target; rename one")
     corpora = {**study.sources, **study.targets}
     for corpus, layer in corpora.items():
         yield ladder(config, study.variant, seed, layer, up_to(study.levels), named=f"{study.variant}@{corpus}")
@@ -154,9 +156,9 @@ def structure(config: StudyConfig, seed: int) -> Iterator[Job]:
 
 
 def _nearest(config: StudyConfig, job: Job, density: float) -> int:
-    """Return the level of the variant's ladder whose density is nearest to one that is given, on a log scale."""
+    """Return the pruned level of the variant's ladder whose density is nearest to a given one, on a log scale."""
     rate = variant_settings(config, job.arm.variant)["prune"].get("rate") or DEFAULT_RATE
-    return round(log(density) / log(1 - rate))
+    return max(1, round(log(density) / log(1 - rate)))
 
 
 def noise(config: StudyConfig, seed: int) -> Iterator[Job]:
@@ -165,6 +167,8 @@ def noise(config: StudyConfig, seed: int) -> Iterator[Job]:
     if study is None:
         return
     check_levels(config, study.variant, study.levels)
+    if NONE in study.train:
+        raise ConfigError(f"noise.train: {NONE!r} is training without any, which is always there; choose another name")
     points = frozenset([0, *study.levels])
     tests = {OWN: Test()} | {name: Test(layer, points) for name, layer in study.test.items()}
     every = {name: Test(test.settings) for name, test in tests.items()}

@@ -88,7 +88,7 @@ class Job:
 def united(jobs: Iterable[Job]) -> list[Job]:
     """Return the jobs, those that several studies ask for once, with the tests of all of them.
 
-    Raises `ConfigError` if one id stands for different runs.
+    Raises `ConfigError` if one id stands for different runs, or different runs for one point of an arm.
     """
     found: dict[str, Job] = {}
     for job in jobs:
@@ -96,7 +96,19 @@ def united(jobs: Iterable[Job]) -> list[Job]:
         if replace(job, tests=other.tests, levels=other.levels) != other:
             raise ConfigError(f"two studies mean different runs by {job.id!r}; give one of their variants another name")
         found[job.id] = replace(other, tests=_both(other.tests, job.tests))
+    _check_points(found.values())
     return list(found.values())
+
+
+def _check_points(jobs: Iterable[Job]) -> None:
+    """Raise `ConfigError` if two runs are the network of one arm, seed and level."""
+    known: dict[tuple[Arm, int], list[Job]] = {}
+    for job in jobs:
+        others = known.setdefault((job.arm, job.seed), [])
+        for other in others:
+            if job.levels is None or other.levels is None or {*job.levels.values()} & {*other.levels.values()}:
+                raise ConfigError(f"{other.id!r} and {job.id!r} would both be {job.arm}; give one of them another name")
+        others.append(job)
 
 
 def _both(first: Mapping[str, Test], second: Mapping[str, Test]) -> dict[str, Test]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ticketkit.errors import ConfigError
 from ticketkit.study.config import StudyConfig
-from ticketkit.study.jobs import OWN, Arm, Job, MaskOrigin, Resize, Test, WeightsOrigin
+from ticketkit.study.jobs import OWN, Arm, Job, MaskOrigin, Resize, Test, WeightsOrigin, described
 from ticketkit.study.overlay import Settings, at, merged
 
 IMP = "imp"
@@ -90,7 +90,20 @@ def rounds(settings: Settings) -> int:
 
 
 def check_levels(config: StudyConfig, variant: str, levels: Iterable[int]) -> None:
-    """Raise `ConfigError` for levels beyond the end of a variant's ladder."""
-    end = rounds(variant_settings(config, variant))
+    """Raise `ConfigError` for levels beyond the end of a variant's ladder, and for ladders that a shorter one leaves.
+
+    A level is the same density in every arm only where each round takes the same share of what is left.
+    """
+    settings = variant_settings(config, variant)
+    end, schedule, density = (
+        rounds(settings),
+        described(settings["prune"], "schedule"),
+        settings["prune"].get("density"),
+    )
+    if schedule not in ("None", "geometric") or density is not None:
+        raise ConfigError(
+            f"levels are rounds that each take the same share, prune: {{rate: 0.2, rounds: 20}}; {variant!r} has "
+            f"schedule {schedule} and density {density}: leave them out, or the levels of its rivals would differ"
+        )
     if beyond := [level for level in levels if level > end]:
         raise ConfigError(f"levels {beyond} lie beyond the ladder of {variant!r}, which has {end} rounds")

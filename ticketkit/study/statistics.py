@@ -18,6 +18,9 @@ from ticketkit.errors import RunError
 Array = npt.NDArray[np.int64]
 Key = TypeVar("Key", bound=Hashable)
 
+DRAWS_AT_ONCE = 1_000_000
+"""Examples that are drawn together: memory does not grow with the number of resamples."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -101,14 +104,30 @@ def compare(
 
 
 def bootstrap(errors: Array, units: Array, *, resamples: int, seed: int) -> npt.NDArray[np.float64]:
-    """Return the mean rate over seeds in resamples of both: errors (seeds, examples) against units (examples,)."""
+    """Return the mean rate over seeds in resamples of both: errors (seeds, examples) against units (examples,).
+
+    Resamples without a single unit are left out; raises `RunError` if the examples have none at all.
+    """
+    if not units.any():
+        raise RunError(f"{len(units)} examples without a single unit, such as a word, have no error rate")
     random = np.random.default_rng(seed)
     seeds, examples = errors.shape
-    weights = random.multinomial(examples, np.full(examples, 1 / examples), size=resamples)  # (resamples, examples)
-    rates = (weights @ errors.T) / (weights @ units)[:, None]  # (resamples, seeds)
-    drawn = random.integers(0, seeds, (resamples, seeds))
+    rows = max(1, DRAWS_AT_ONCE // examples)
+    parts = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    rates = np.concatenate([_resampled(errors, units, resamples=part, random=random) for part in parts])
+    drawn = random.integers(0, seeds, (len(rates), seeds))
     means: npt.NDArray[np.float64] = np.take_along_axis(rates, drawn, axis=1).mean(1)
     return means
+
+
+def _resampled(errors: Array, units: Array, *, resamples: int, random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Return the rate of each seed in resamples of the examples: (resamples, seeds)."""
+    examples = len(units)
+    places = random.integers(0, examples, (resamples, examples)) + examples * np.arange(resamples)[:, None]
+    times = np.bincount(places.ravel(), minlength=resamples * examples).reshape(resamples, examples)
+    sums = times @ units
+    rates: npt.NDArray[np.float64] = (times @ errors.T)[sums > 0] / sums[sums > 0][:, None]
+    return rates
 
 
 def interval(

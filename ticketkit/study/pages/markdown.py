@@ -59,6 +59,11 @@ def _answer(answer: Answer) -> str:
 def _part(part: Table | Figure | HeatMap) -> list[str]:
     if not isinstance(part, Table):
         return [f"Figure: {part.title} (`{part.name}.csv`). {part.note}".rstrip(), ""]
-    rows = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in part.rows]
-    head = [f"| {' | '.join(part.headings)} |", f"|{'|'.join([' --- '] * len(part.headings))}|"]
+    rows = [_row(row) for row in part.rows]
+    head = [_row(part.headings), f"|{'|'.join([' --- '] * len(part.headings))}|"]
     return [f"### {part.title}", "", *head, *rows, "", *([part.note, ""] if part.note else [])]
+
+
+def _row(cells: Iterable[str]) -> str:
+    """Return a row of a Markdown table, in which no cell can end the cell or the row."""
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', '/') for cell in cells)} |"
