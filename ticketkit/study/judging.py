@@ -113,7 +113,7 @@ def probability(p: float) -> str:
 def share(value: float) -> str:
     """Return a share of 1 in percent.
 
-    >>> share(0.4096), share(0.0115)
+    >>> share(0.4096), share(0.8**20)
     ('41.0 %', '1.2 %')
     """
     return f"{100 * value:.1f} %"

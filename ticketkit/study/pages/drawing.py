@@ -1,7 +1,7 @@
 """Figures and heat maps as SVG text, drawn by matplotlib."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ticketkit.errors import ConfigError
@@ -31,9 +31,9 @@ def figure_svg(figure: Figure) -> str:
     if figure.level is not None:
         label, height = figure.level
         axes.axhline(height, color="#777777", linestyle=":", linewidth=1.2, label=label)
-    if figure.log_x:
+    if figure.log_x and _positive(series.x for series in figure.series):
         axes.set_xscale("log")
-    if figure.log_y:
+    if figure.log_y and _positive(series.y for series in figure.series):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_plain())
         axes.yaxis.set_minor_formatter(_plain())
@@ -52,7 +52,7 @@ def heat_map_svg(heat: HeatMap) -> str:
     """Return a heat map as an SVG element, on a logarithmic colour scale from 0.1 % to all."""
     from matplotlib.colors import LogNorm
 
-    drawn, axes = _canvas((7.6, 0.55 + 0.21 * len(heat.rows)))
+    drawn, axes = _canvas((7.6, max(1.4, 0.55 + 0.21 * len(heat.rows))))
     values = [[max(value, 1e-9) for value in row] for row in heat.values]
     mesh = axes.pcolormesh(values, norm=LogNorm(1e-3, 1, clip=True), cmap="viridis", edgecolors="white", linewidth=0.4)
     axes.set_yticks([place + 0.5 for place in range(len(heat.rows))], heat.rows, fontsize=7)
@@ -73,6 +73,11 @@ def _canvas(size: tuple[float, float]) -> tuple[Any, Any]:
     with matplotlib.rc_context(SETTINGS):
         drawn = Canvas(figsize=size, layout="constrained")
         return drawn, drawn.add_subplot()
+
+
+def _positive(lines: Iterable[Sequence[float]]) -> bool:
+    """Say whether a logarithmic axis has anything to show; matplotlib raises where it has not."""
+    return any(value > 0 for line in lines for value in line)
 
 
 def _line(axes: Any, series: Series, colour: str) -> None:
