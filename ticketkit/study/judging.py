@@ -61,6 +61,11 @@ class Judge:
         """Return a difference with its interval."""
         return f"{self.signed(comparison.difference)} [{self.signed(comparison.low)}, {self.signed(comparison.high)}]"
 
+    def family(self, pairs: Mapping[Key, tuple[Sample, Sample]]) -> dict[Key, "Judgement"]:
+        """Return what each pair of a network and its rival shows; pairs without a common seed, as yet, are left out."""
+        shared = {key: pair for key, pair in pairs.items() if {*pair[0].seeds} & {*pair[1].seeds}}
+        return self.judged({key: self.compare(*pair) for key, pair in shared.items()})
+
     def judged(self, comparisons: Mapping[Key, Comparison]) -> dict[Key, "Judgement"]:
         """Return what each comparison of a family shows, p-values corrected for all of them."""
         match = holm({key: one.p_match for key, one in comparisons.items()})

@@ -31,9 +31,9 @@ def chapter(evidence: Evidence) -> Chapter:
     for variant in (section and section.variants) or list(evidence.config.variants):
         levels = section.levels if section else []
         rivals = _rivals(evidence, variant, levels)
-        judged = evidence.judge.judged(
+        judged = evidence.judge.family(
             {
-                key: evidence.judge.compare(ticket.test, rival.test)
+                key: (ticket.test, rival.test)
                 for key, rival in rivals.items()
                 if (ticket := evidence.points.get(Arm(variant, IMP), key[1])) is not None
             }

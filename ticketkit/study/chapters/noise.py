@@ -63,15 +63,15 @@ def _point(evidence: Evidence, section: Noise, condition: str, name: str, level:
 
 def _answers(evidence: Evidence, test: str, conditions: list[str], rows: dict[str, list[Point | None]]) -> list[Answer]:
     """Return whether tickets lose less by the hardest training condition than the dense network does."""
-    judge, dense = evidence.judge, rows["dense"]
+    judge, dense = evidence.judge, rows.get("dense", [None])
     answers = []
     tickets = {name: points for name, points in rows.items() if "ticket" in name}
     compared = {}
     for name, points in tickets.items():
         loss, loss_of_dense = _change(points), _change(dense)
         if loss is not None and loss_of_dense is not None:
-            compared[name] = judge.compare(loss, loss_of_dense)
-    judged = judge.judged(compared)
+            compared[name] = (loss, loss_of_dense)
+    judged = judge.family(compared)
     for name, found in judged.items():
         one = found.comparison
         question = (
@@ -92,6 +92,8 @@ def _change(points: list[Point | None]) -> Sample | None:
     if first is None or last is None:
         return None
     seeds = tuple(seed for seed in first.test.seeds if seed in last.test.seeds)
+    if not seeds:
+        return None
     before, after = first.test.of_seeds(seeds), last.test.of_seeds(seeds)
     return Sample(seeds, before.ids, np.subtract(after.errors, before.errors), before.units)
 

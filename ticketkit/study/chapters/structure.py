@@ -19,9 +19,9 @@ def chapter(evidence: Evidence) -> Chapter:
     if section is None:
         return Chapter("structure", "What does structure cost?", CLAIM)
     ladders = {name: _points(evidence, section.variant, name) for name in section.granularities}
-    judged = evidence.judge.judged(
+    judged = evidence.judge.family(
         {
-            (name, point.level): evidence.judge.compare(point.test, single.test)
+            (name, point.level): (point.test, single.test)
             for name, points in ladders.items()
             for point in points
             if (single := evidence.points.get(Arm(section.variant, IMP), point.level)) is not None

@@ -49,10 +49,10 @@ def _moved(evidence: Evidence, section: Transfer, target: str) -> dict[tuple[str
 def _answers(evidence: Evidence, section: Transfer, target: str, dense: Point) -> list[Answer]:
     judge, moved = evidence.judge, _moved(evidence, section, target)
     tickets = {key: point for key, point in moved.items() if key[1] != "shuffled"}
-    against_dense = judge.judged({key: judge.compare(point.test, dense.test) for key, point in tickets.items()})
-    against_chance = judge.judged(
+    against_dense = judge.family({key: (point.test, dense.test) for key, point in tickets.items()})
+    against_chance = judge.family(
         {
-            key: judge.compare(point.test, moved[key[0], "shuffled", key[2]].test)
+            key: (point.test, moved[key[0], "shuffled", key[2]].test)
             for key, point in tickets.items()
             if key[1] == "initial" and (key[0], "shuffled", key[2]) in moved
         }
@@ -89,7 +89,7 @@ def _table(evidence: Evidence, section: Transfer, target: str, dense: Point) -> 
     ]
     words = {"initial": "mask and first weights", "trained": "mask and trained weights", "shuffled": "shuffled mask"}
     named += [(words[what], source, point) for (source, what, _), point in _moved(evidence, section, target).items()]
-    judged = judge.judged({i: judge.compare(point.test, dense.test) for i, (*_, point) in enumerate(named) if i})
+    judged = judge.family({i: (point.test, dense.test) for i, (*_, point) in enumerate(named) if i})
     rows = []
     for i, (what, source, point) in enumerate(named):
         found = judged.get(i)
@@ -119,7 +119,7 @@ def _overlaps(evidence: Evidence, section: Transfer) -> Table:
                 points = [
                     evidence.points.get(Arm(f"{section.variant}@{corpus}", IMP), level) for corpus in (source, target)
                 ]
-                if points[0] is None or points[1] is None:
+                if points[0] is None or points[1] is None or source == target:
                     continue
                 masks = [
                     {place.seed: evidence.study.ledger(place.run).ticket(place.record).mask for place in point.places}
@@ -127,6 +127,8 @@ def _overlaps(evidence: Evidence, section: Transfer) -> Table:
                     if point
                 ]
                 shared = [overlap(masks[0][seed], masks[1][seed]) for seed in masks[0].keys() & masks[1].keys()]
+                if not shared:
+                    continue
                 rows.append(
                     (
                         source,
