@@ -63,6 +63,7 @@ ORDER = [
     "builtin.allocators",
     "builtin.schedules",
     "builtin.exporters",
+    "builtin.onnx_exporter",
     "builtin",
     "plugin_checks",
     "discovery",

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ticketkit.plugins import Plugins
     from ticketkit.probe import Probe
     from ticketkit.rewind import Rewind
-    from ticketkit.roles import Examination, ExaminingTrainer, Progress
+    from ticketkit.roles import Examination, ExaminingTrainer, ExampleBundle, Progress
     from ticketkit.round import Round
     from ticketkit.schedule import Schedule, Target
     from ticketkit.scope import Scope
@@ -79,7 +79,7 @@ _HOME_OF = {
     "Probe": "ticketkit.probe",
     "Rewind": "ticketkit.rewind",
     "Snapshot": "ticketkit.snapshot",
-    **dict.fromkeys(("Examination", "ExaminingTrainer", "Progress"), "ticketkit.roles"),
+    **dict.fromkeys(("Examination", "ExaminingTrainer", "ExampleBundle", "Progress"), "ticketkit.roles"),
     "Round": "ticketkit.round",
     **dict.fromkeys(("Schedule", "Target"), "ticketkit.schedule"),
     "Scope": "ticketkit.scope",
@@ -100,6 +100,7 @@ __all__ = [
     "ElementwiseScores",
     "Examination",
     "ExaminingTrainer",
+    "ExampleBundle",
     "Granularity",
     "Layout",
     "Mask",

@@ -32,6 +32,15 @@ class Bundle(Protocol):
         ...
 
 
+@runtime_checkable
+class ExampleBundle(Protocol):
+    """A bundle that knows what its module is called with, for exporters that trace it or measure its layers."""
+
+    def example(self, seconds: float, batch: int) -> tuple[Any, ...]:
+        """Return inputs of the module, always the same: a batch of examples of so many seconds, or as long as fits."""
+        ...
+
+
 class Backbone(Protocol):
     """Builds a `Bundle` from its options; initial weights come from torch's global generator."""
 

@@ -8,6 +8,7 @@ from ticketkit.builtin import (
     gradient_criteria,
     granularities,
     n_m,
+    onnx_exporter,
     schedules,
     synflow,
     weight_criteria,
@@ -76,3 +77,4 @@ def ticketkit_register_allocators(register: Register) -> None:
 def ticketkit_register_exporters(register: Register) -> None:
     """Register the built-in exporters."""
     register("weights", exporters.weights)
+    register("onnx", onnx_exporter.onnx)

@@ -125,6 +125,28 @@ class SpeechBundle:
             for module, mode in modes.items():
                 module.training = mode
 
+    def example(self, seconds: float, batch: int) -> tuple[Tensor, ...]:
+        """Return features (batch, frames, bins) and lengths (batch,), always the same: noise of so many seconds.
+
+        The last utterance of several is a tenth shorter.
+        """
+        random = torch.Generator().manual_seed(0)
+        device = next(self.module.parameters()).device
+        extractor = self.untrained_extractor
+        frames = extractor.frames(round(seconds * extractor.sample_rate))
+        features = torch.randn(batch, frames, extractor.bins, generator=random)
+        lengths = torch.tensor([frames] * (batch - 1) + [frames if batch == 1 else frames - frames // 10])
+        return features.to(device), lengths.to(device)
+
+    def graph_obstacle(self) -> str:
+        """Return why the network is no single graph from features to what it writes; "" if it is one."""
+        if isinstance(self.module, CtcNetwork):
+            return ""
+        return (
+            "a transducer reads every label that it writes, one call after the other; choose the backbone cnn_lstm, "
+            "conformer or transformer, or another exporter"
+        )
+
     def text(self, emissions: Sequence[Emission]) -> str:
         """Return the text of what was written."""
         return self.alphabet.decode(emission.label for emission in emissions)

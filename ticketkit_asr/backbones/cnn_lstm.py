@@ -182,8 +182,24 @@ def over_valid(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
     `x` is (a, b, features) or (a, b, channels, bins), `valid` (a, b). Several ranks that train together normalise over
     the frames of all.
     """
+    if not norm.training and torch.onnx.is_in_onnx_export():
+        return by_running_statistics(norm, x, valid)
     rows = x[valid]
     shared = norm.training and world()[1] > 1
     normalised = torch.zeros_like(x)
     normalised[valid] = normalised_over_ranks(norm, rows) if shared else norm(rows)
     return normalised
+
+
+def by_running_statistics(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
+    """Return `over_valid` of evaluation mode, computed of all frames: no size depends on data, which exporters refuse.
+
+    What lies in other frames must be finite.
+    """
+    normalised: Tensor = norm(x.flatten(0, 1)).view_as(x)
+    return normalised.masked_fill(~beside(valid, x), 0)
+
+
+def beside(valid: Tensor, x: Tensor) -> Tensor:
+    """Return `valid` with as many dimensions as `x`, the new ones of size one."""
+    return valid.view(*valid.shape, *[1] * (x.dim() - valid.dim()))

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ticketkit_asr.backbones.cnn_lstm import over_valid
+from ticketkit_asr.backbones.cnn_lstm import beside, by_running_statistics, over_valid
 
 
 def batch_normalised(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
@@ -14,11 +14,12 @@ def batch_normalised(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
     `x` is (batch, frames, features) or (batch, frames, channels, bins), `valid` (batch, frames). Running statistics
     learn what `norm` itself would from the valid frames. What lies in other frames must be finite.
     """
-    if norm.training and not torch.compiler.is_compiling():
+    if not norm.training:
+        return by_running_statistics(norm, x, valid)
+    if not torch.compiler.is_compiling():
         return over_valid(norm, x, valid)
-    frames = x.flatten(0, 1)
-    frames = _compilable(norm, frames, valid.flatten()) if norm.training else norm(frames)
-    return frames.view_as(x).masked_fill(~_beside(valid, x), 0)
+    frames = _compilable(norm, x.flatten(0, 1), valid.flatten())
+    return frames.view_as(x).masked_fill(~beside(valid, x), 0)
 
 
 def _compilable(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def _compilable(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
     Picking the frames out, as `over_valid` does, makes a tensor whose size depends on data, which would cut the
     compiled graph in pieces. Uncompiled, this takes two to five times as long, which is why it is not the only way.
     """
-    masked = ~_beside(valid, x)
+    masked = ~beside(valid, x)
     dims = [0, *range(2, x.dim())]
     count = valid.sum() * x[0, 0].numel()
     wide = x.to(norm.weight.dtype)  # half precision is too narrow for sums
@@ -46,8 +47,3 @@ def _remember(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> None:
     cast(Tensor, norm.num_batches_tracked).add_(1)
     cast(Tensor, norm.running_mean).lerp_(mean, momentum)
     cast(Tensor, norm.running_var).lerp_(variance, momentum)
-
-
-def _beside(valid: Tensor, x: Tensor) -> Tensor:
-    """Return `valid` with as many dimensions as `x`, the new ones of size one."""
-    return valid.view(*valid.shape, *[1] * (x.dim() - valid.dim()))
