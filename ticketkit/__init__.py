@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         TicketError,
         TicketkitError,
     )
+    from ticketkit.exported import ExportedTicket, load_exported
     from ticketkit.granularity import Granularity, Layout, Pattern
     from ticketkit.hookspecs import hookimpl
     from ticketkit.imp import IMP
@@ -66,6 +67,7 @@ _HOME_OF = {
     **dict.fromkeys(("Criterion", "ElementwiseScores", "ScoreInputs"), "ticketkit.criterion"),
     "enforced": "ticketkit.enforce",
     "with_overrides": "ticketkit.config",
+    **dict.fromkeys(("ExportedTicket", "load_exported"), "ticketkit.exported"),
     **dict.fromkeys(("TrainedTicket", "open_trained"), "ticketkit.trained"),
     **dict.fromkeys(("Granularity", "Layout", "Pattern"), "ticketkit.granularity"),
     "hookimpl": "ticketkit.hookspecs",
@@ -101,6 +103,7 @@ __all__ = [
     "Examination",
     "ExaminingTrainer",
     "ExampleBundle",
+    "ExportedTicket",
     "Granularity",
     "Layout",
     "Mask",
@@ -140,6 +143,7 @@ __all__ = [
     "hookimpl",
     "instability",
     "linear_path",
+    "load_exported",
     "mask_from_tensors",
     "mask_from_torch_prune",
     "mask_from_zeros",

@@ -209,7 +209,13 @@ def verify(
 def export(
     ticket: TicketFile,
     to: Annotated[Path, typer.Option(help="a new directory")],
-    exporter: Annotated[str, typer.Option(help="the form: see ticketkit plugins")] = "weights",
+    exporter: Annotated[
+        str,
+        typer.Option("--runtime", "--exporter", help="weights, compressed, auto, dense, sparse, compact or another"),
+    ] = "weights",
+    dtype: Annotated[
+        str | None, typer.Option(help="how values are kept: fp32, fp16 or int8 (auto, dense, sparse, compact)")
+    ] = None,
     override: Annotated[
         list[str], typer.Option("--set", help="an option of the exporter: a=value", metavar="A=B")
     ] = [],  # noqa: B006
@@ -221,9 +227,10 @@ def export(
     from ticketkit.trained import open_trained
 
     plugins = load_plugins(plugin)
-    chosen = plugins.choose("exporter", with_overrides({"name": exporter}, override))
+    options = [*override, *([] if dtype is None else [f"dtype={dtype}"])]
+    chosen = plugins.choose("exporter", with_overrides({"name": exporter}, options))
     trained = open_trained(ticket, plugins)
-    facts = write(trained.bundle, trained.ticket, to, chosen)
+    facts = write(trained.bundle, trained.ticket, to, chosen, run=trained.run)
     for name, file in facts["files"].items():
         console.print(f"wrote {to / name} ({file['bytes']:,} bytes)", soft_wrap=True)
 

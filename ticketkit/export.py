@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +24,12 @@ class Exporter(Protocol):
         ...
 
 
-def export(bundle: Bundle, ticket: Ticket, directory: Path, exporter: Choice) -> dict[str, Any]:
+def export(
+    bundle: Bundle, ticket: Ticket, directory: Path, exporter: Choice, *, run: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write a trained network into a new directory and return its facts, which `export.json` there holds too.
+
+    `run` says what the network is, by the config of its run: its backbone, so that it can be built again.
 
     `bundle.module` has its trained weights, and every weight that the ticket pruned must be zero (`TicketError` if
     not). The directory appears when the exporter is done, or not at all. Raises `StorageError` if something is there
@@ -41,9 +46,11 @@ def export(bundle: Bundle, ticket: Ticket, directory: Path, exporter: Choice) ->
     try:
         bundle.module.eval()
         exporter.call(bundle, ticket, partial)
-        facts = _facts(ticket, exporter, partial)
+        facts = {**_facts(ticket, exporter, partial), **({} if run is None else {"run": dict(run)})}
         with file_system_errors(directory):
             (partial / FACTS_FILE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            for path in partial.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)
             partial.chmod(0o755)
             partial.rename(directory)
     finally:

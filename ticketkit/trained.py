@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ticketkit.building import made
 from ticketkit.config import RunConfig
@@ -22,6 +23,11 @@ class TrainedTicket:
     bundle: Bundle
     config: RunConfig
     directory: Path
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What the run names as its backbone and its corpus."""
+        return self.config.model_dump(mode="json", include={"backbone", "corpus"})
 
     def corpus(self, plugins: Plugins) -> Corpus:
         """Open the corpus that the run was trained on."""

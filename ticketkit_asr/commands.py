@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 if TYPE_CHECKING:
-    from ticketkit import Plugins, TrainedTicket
+    from ticketkit import ExportedTicket, Plugins, TrainedTicket
     from ticketkit_asr.backbones.bundle import SpeechBundle
     from ticketkit_asr.corpora.corpus import SpeechCorpus
     from ticketkit_asr.decoding import Decoder
@@ -27,7 +27,7 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 CorpusName = Annotated[str, typer.Argument(help="a corpus: see ticketkit plugins", metavar="CORPUS")]
 Root = Annotated[Path | None, typer.Option(help="where its files are")]
 Settings = Annotated[list[str], typer.Option("--set", help="an option of the corpus: a=value", metavar="A=B")]
-TicketFile = Annotated[Path, typer.Argument(help="a ticket file in its run directory", metavar="TICKET")]
+TicketFile = Annotated[Path, typer.Argument(help="a ticket file in its run directory, or an export", metavar="TICKET")]
 Beam = Annotated[
     int | None, typer.Option(min=1, help="hypotheses of a beam search [default: 1, greedy; 100 with --lm]")
 ]
@@ -139,7 +139,7 @@ def evaluate(
 
     plugins = _plugins()
     trained = _trained(plugins, ticket)
-    opened = _opened(plugins, _chosen(corpus or trained.config.corpus, root, settings))
+    opened = _opened(plugins, _chosen(corpus or trained.run["corpus"], root, settings))
     decode = _decoder(beam, lm, words, lm_weight, word_score)
     with replacing(to) if to else nullcontext() as file:  # a file that cannot be written is known before the work
         scored = evaluate_split(_speech(trained), opened, split, decode=decode)
@@ -170,7 +170,7 @@ def tune(
 
     plugins = _plugins()
     trained = _trained(plugins, ticket)
-    opened = _opened(plugins, _chosen(corpus or trained.config.corpus, root, settings))
+    opened = _opened(plugins, _chosen(corpus or trained.run["corpus"], root, settings))
     found = tune(LmDecoder(lm, beam=beam, words=words), _speech(trained), opened)
     for weights, wer in found:
         console.print(f"--lm-weight {weights.lm:g} --word-score {weights.word:g}: dev WER {wer:.2%}")
@@ -238,17 +238,18 @@ def _opened(plugins: "Plugins", chosen: dict[str, Any]) -> "SpeechCorpus":
     return opened
 
 
-def _trained(plugins: "Plugins", ticket: Path) -> "TrainedTicket":
-    from ticketkit import open_trained
+def _trained(plugins: "Plugins", ticket: Path) -> "TrainedTicket | ExportedTicket":
+    """Return a ticket of a run with its trained network, or the network in the folder of an export."""
+    from ticketkit import load_exported, open_trained
 
-    return open_trained(ticket, plugins)
+    return load_exported(ticket, plugins) if ticket.is_dir() else open_trained(ticket, plugins)
 
 
-def _speech(trained: "TrainedTicket") -> "SpeechBundle":
+def _speech(trained: "TrainedTicket | ExportedTicket") -> "SpeechBundle":
     """Return the bundle of a trained ticket; raises `ConfigError` if it is none of ticketkit_asr."""
     from ticketkit import ConfigError
     from ticketkit_asr.backbones.bundle import SpeechBundle
 
     if not isinstance(trained.bundle, SpeechBundle):
-        raise ConfigError(f"backbone {trained.config.backbone!r} is no recogniser that ticketkit asr knows how to run")
+        raise ConfigError(f"backbone {trained.run['backbone']!r} is no recogniser that ticketkit asr knows how to run")
     return trained.bundle

@@ -20,8 +20,12 @@ class Ctc:
 
     def losses(self, network: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Return the CTC loss of each utterance, in nats: (batch,)."""
-        scores, lengths = network(features, lengths)
+        scores, lengths = network(*self.inputs(features, lengths, targets))
         return self.losses_of(scores, lengths, targets)
+
+    def inputs(self, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the network is called with: it reads no targets."""
+        return features, lengths
 
     def losses_of(self, scores: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Return the losses (batch,) of scores (batch, frames, labels)."""

@@ -35,9 +35,13 @@ class Transducer:
 
     def losses(self, network: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Return the RNN-T loss of each utterance, in nats: (batch,)."""
-        padded, counts = self._collated(targets, features.device)
-        scores, lengths = network(features, lengths, padded, counts)
+        _, _, padded, counts = inputs = self.inputs(features, lengths, targets)
+        scores, lengths = network(*inputs)
         return rnnt_loss(scores, padded, lengths, counts, blank=self.blank)
+
+    def inputs(self, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the network is called with: it reads the targets, padded to (batch, most labels), with counts."""
+        return features, lengths, *self._collated(targets, features.device)
 
     def evaluated(
         self, module: TransducerNetwork, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]

@@ -59,7 +59,13 @@ def test_a_verdict_follows_from_the_word(match: float, better: float, worse: flo
 
 @pytest.mark.parametrize(
     ("rates", "word"),
-    [((0.10, 0.11), "better"), ((0.2, 0.2), "matches"), ((0.205, 0.202), "matches"), ((0.3, 0.29), "worse")],
+    [
+        ((0.10, 0.11), "better"),
+        ((0.2, 0.2), "matches"),
+        ((0.203, 0.203), "matches"),
+        ((0.205, 0.202), "undecided"),
+        ((0.3, 0.29), "worse"),
+    ],
 )
 def test_clear_data_get_their_word(rates: tuple[float, ...], word: str) -> None:
     assert JUDGE.judged({0: JUDGE.compare(sample(*rates), sample(0.2, 0.2))})[0].word == word

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ticketkit.errors import RunError
 from ticketkit.study import statistics
-from ticketkit.study.statistics import Comparison, Sample, bootstrap, compare, holm, interval
+from ticketkit.study.statistics import Comparison, Sample, bootstrap, compare, fit, holm, interval
 
 FEW = 400  # resamples, where the law holds for any number of them
 P_VALUES = st.dictionaries(st.integers(0, 20), st.floats(0, 1), min_size=1, max_size=8)
@@ -114,7 +114,7 @@ def test_the_order_of_examples_matters_no_more_than_the_resamples_drawn() -> Non
 def test_pairing_examples_narrows_the_interval() -> None:
     random = np.random.default_rng(1)
     hard = random.integers(0, 50, (1, 200))
-    first, rival = (sample(hard + random.integers(0, 3, (2, 200)), np.full(200, 50)) for _ in range(2))
+    first, rival = (sample(hard + random.integers(0, 3, (8, 200)), np.full(200, 50)) for _ in range(2))
     paired = compare(first, rival, margin=0)
     alone = interval(first)
     assert paired.high - paired.low < (alone[1] - alone[0]) / 5
@@ -271,3 +271,41 @@ def test_holm_accepts_a_false_claim_in_few_families(seed: int) -> None:
     uniform = np.random.default_rng(seed).random((600, 6))
     wrong = sum(min(holm(dict(enumerate(family))).values()) < 0.05 for family in uniform.tolist())
     assert wrong / 600 < 0.05 + 5 * sqrt(0.05 * 0.95 / 600)
+
+
+def test_the_t_test_is_scipys_paired_one_where_examples_have_no_spread() -> None:
+    from scipy.stats import ttest_1samp
+
+    rates = np.array([3, 5, 4, 8])
+    found = fit(np.repeat(rates[:, None], 50, axis=1), np.full(50, 10))
+    reference = ttest_1samp(rates / 10, 0.6, alternative="less")
+    assert found.freedom == pytest.approx(3)
+    assert found.p_not_below(0.6) == pytest.approx(reference.pvalue)
+    assert found.p_not_above(0.6) == pytest.approx(1 - reference.pvalue)
+    low, high = ttest_1samp(rates / 10, 0.6).confidence_interval(0.95)
+    assert found.ends(0.95) == pytest.approx((low, high))
+
+
+def test_one_seed_is_about_the_examples_alone() -> None:
+    errors = np.random.default_rng(0).integers(0, 3, (1, 80))
+    found = fit(errors, np.ones(80, dtype=np.int64))
+    assert found.error == pytest.approx(errors.std(ddof=1) / np.sqrt(80))
+    assert found.freedom == pytest.approx(79)
+
+
+def test_no_spread_at_all_is_certain() -> None:
+    found = fit(np.full((2, 5), 1), np.full(5, 4))
+    assert (found.mean, found.error) == (0.25, 0.0)
+    assert (found.p_not_below(0.3), found.p_not_below(0.25), found.p_not_above(0.2)) == (0.0, 1.0, 0.0)
+    assert found.ends(0.95) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.15])
+def test_three_seeds_that_differ_by_chance_are_seldom_called_better(spread: float) -> None:
+    random, false, trials = np.random.default_rng(2), 0, 200
+    for _ in range(trials):
+        chances = np.clip(0.3 + spread * random.standard_normal((2, 3, 1)), 0.01, 0.99)
+        errors = (random.random((2, 3, 150)) < chances).astype(np.int64)
+        first, rival = (sample(one, np.ones(150, dtype=np.int64)) for one in errors)
+        false += compare(first, rival, margin=0.0, resamples=FEW).p_better < 0.05
+    assert false <= 0.05 * trials + 3 * np.sqrt(0.05 * 0.95 * trials)

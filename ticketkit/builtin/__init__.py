@@ -9,6 +9,7 @@ from ticketkit.builtin import (
     granularities,
     n_m,
     onnx_exporter,
+    runtime_exporters,
     schedules,
     synflow,
     weight_criteria,
@@ -78,3 +79,8 @@ def ticketkit_register_exporters(register: Register) -> None:
     """Register the built-in exporters."""
     register("weights", exporters.weights)
     register("onnx", onnx_exporter.onnx)
+    register("compressed", runtime_exporters.compressed, options=runtime_exporters.CompressedOptions)
+    register("auto", runtime_exporters.auto, options=runtime_exporters.RuntimeOptions)
+    register("dense", runtime_exporters.dense, options=runtime_exporters.RuntimeOptions)
+    register("sparse", runtime_exporters.sparse, options=runtime_exporters.RuntimeOptions)
+    register("compact", runtime_exporters.compact, options=runtime_exporters.RuntimeOptions)

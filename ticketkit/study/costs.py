@@ -2,11 +2,10 @@
 
 import json
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from ticketkit.rng import seeded
 from ticketkit.roles import Corpus, ScoringTrainer, Trainer
 from ticketkit.storage import write_text_atomically
 from ticketkit.ticket import Ticket
+from ticketkit.timing import timed
 
 FILE = "costs.json"
 
@@ -106,23 +106,8 @@ def _captured(module: nn.Module, call: Callable[[], object]) -> tuple[tuple[Any,
 
 def _frozen(module: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Callable[[], object]:
     """Return a forward pass of the module as it is now."""
-    from copy import deepcopy
-
     own = deepcopy(module).eval()
     return lambda: own(*arguments[0], **arguments[1])
-
-
-def timed(passes: Mapping[int, Callable[[], object]], *, repeats: int = 15) -> dict[int, float]:
-    """Return the median seconds of each call, all taken in turn so that a busy machine slows all alike."""
-    seconds: dict[int, list[float]] = {key: [] for key in passes}
-    with torch.no_grad():
-        for turn in range(repeats + 1):
-            for key, call in passes.items():
-                started = time.perf_counter()
-                call()
-                if turn:  # the first is a warm-up
-                    seconds[key].append(time.perf_counter() - started)
-    return {key: median(taken) for key, taken in seconds.items()}
 
 
 def _bytes(ticket: Ticket) -> int:

@@ -69,13 +69,13 @@ def judge_of(config: StudyConfig) -> Judge:
 
 def rules(config: StudyConfig, judge: Judge) -> str:
     """Return how answers come about, in words."""
+    points = " points" if judge.percent else ""
     return (
         f"Dev selects, test confirms. A network matches another when it is worse by less than "
-        f"{judge.number(config.margin)}{' points' if judge.percent else ''} of {judge.metric}, shown at "
-        f"{config.confidence:.0%} confidence by a paired bootstrap over seeds and examples ({config.resamples:,} "
-        "resamples), corrected by Holm's method for every comparison of a family. What is shown neither way is not "
-        "decided. Few seeds see little of the spread between trainings: with three of them intervals are too narrow "
-        "rather than too wide."
+        f"{judge.number(config.margin)}{points} of {judge.metric}; this, and being better, must be shown at "
+        f"{config.confidence:.0%} by a paired bootstrap over seeds and examples ({config.resamples:,} resamples) and by a "
+        "t-test that knows how few the seeds are. One-sided p-values are corrected by Holm's method within a table, for "
+        "matching, being better and being worse apart. What is shown neither way is not decided."
     )
 
 

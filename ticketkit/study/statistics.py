@@ -1,19 +1,26 @@
-"""Is one network as good as another? Rates over seeds and examples, with paired bootstrap intervals and p-values.
+"""Is one network as good as another? Rates over seeds and examples, with paired intervals and p-values.
 
-Every network of a comparison is tested on the same examples, and seeds come in pairs: both of a pair began alike. So
-examples and seeds are both drawn with replacement, each drawing used for both networks (Bisani & Ney 2004 for word
-error rates; Efron & Tibshirani 1993, chapters 13 and 16). Few seeds make a coarse bootstrap: it sees no more spread
-between trainings than these seeds show.
+Every network of a comparison is tested on the same examples, and seeds come in pairs: both of a pair began alike. Two
+methods must agree, since each fails where the other holds:
+
+- a paired bootstrap: examples and seeds are drawn with replacement, each drawing used for both networks (Bisani & Ney
+  2004 for word error rates; Efron & Tibshirani 1993, chapters 13 and 16). It follows the skew of error counts, but with
+  three seeds it sees too little of the spread between trainings;
+- a t-test with the variance of seeds and of examples and Satterthwaite's degrees of freedom (Hillis 2007, with seeds as
+  readers and examples as cases), which knows how few the seeds are.
+
+Intervals reach from the lower of the two lower ends to the upper of the upper ones; of two p-values the larger counts.
 """
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from math import sqrt
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ticketkit.errors import RunError
+from ticketkit.errors import ConfigError, RunError
 
 Array = npt.NDArray[np.int64]
 Key = TypeVar("Key", bound=Hashable)
@@ -88,19 +95,82 @@ def compare(
     if sample.ids != rival.ids or not np.array_equal(sample.units, rival.units):
         raise RunError("networks that were tested on different examples cannot be compared")
     first, second = sample.of_seeds(shared), rival.of_seeds(shared)
-    drawn = bootstrap(first.errors - second.errors, first.units, resamples=resamples, seed=seed)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    errors = first.errors - second.errors
+    drawn, fitted = bootstrap(errors, first.units, resamples=resamples, seed=seed), fit(errors, first.units)
+    low, high = _ends(drawn, fitted, confidence)
     return Comparison(
         rate=first.rate,
         rival=second.rate,
-        low=float(low),
-        high=float(high),
-        p_match=_share(drawn >= margin),
-        p_better=_share(drawn >= 0),
-        p_worse=_share(drawn <= margin),
+        low=low,
+        high=high,
+        p_match=max(_share(drawn >= margin), fitted.p_not_below(margin)),
+        p_better=max(_share(drawn >= 0), fitted.p_not_below(0.0)),
+        p_worse=max(_share(drawn <= margin), fitted.p_not_above(margin)),
         seeds=len(shared),
     )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A mean rate over seeds with its standard error and Satterthwaite's degrees of freedom."""
+
+    mean: float
+    error: float
+    freedom: float
+
+    def ends(self, confidence: float) -> tuple[float, float]:
+        """Return the two-sided interval."""
+        reach = float(_t().ppf((1 + confidence) / 2, self.freedom)) * self.error if self.error else 0.0
+        return self.mean - reach, self.mean + reach
+
+    def p_not_below(self, bound: float) -> float:
+        """Return the p-value of the hypothesis that the mean is at least the bound."""
+        if not self.error:
+            return 0.0 if self.mean < bound else 1.0
+        return float(_t().cdf((self.mean - bound) / self.error, self.freedom))
+
+    def p_not_above(self, bound: float) -> float:
+        """Return the p-value of the hypothesis that the mean is at most the bound."""
+        if not self.error:
+            return 0.0 if self.mean > bound else 1.0
+        return float(_t().sf((self.mean - bound) / self.error, self.freedom))
+
+
+def fit(errors: Array, units: Array) -> Fit:
+    """Return the mean over seeds of errors (seeds, examples) against units (examples,), with its uncertainty.
+
+    The variance is s²/S of the S seeds' rates plus that of a ratio over the N examples, its degrees of freedom those of
+    the two in proportion. What seeds and examples do together counts twice, so the variance is rather too large. One
+    seed shows no spread between seeds: the result is about that network alone.
+    """
+    seeds, examples = errors.shape
+    total = units.sum()
+    rates = errors.sum(1) / total
+    mean = float(rates.mean())
+    between = float(rates.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    residuals = errors.mean(0) - mean * units
+    within = float((residuals**2).sum()) / float(total) ** 2 * (examples / (examples - 1) if examples > 1 else 1.0)
+    variance = between + within
+    shares = [(between, seeds - 1), (within, examples - 1)]
+    below = sum(part**2 / free for part, free in shares if free)
+    return Fit(mean, sqrt(variance), variance**2 / below if below else float("inf"))
+
+
+def _ends(drawn: npt.NDArray[np.float64], fitted: Fit, confidence: float) -> tuple[float, float]:
+    """Return the interval that holds those of both methods."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    fitted_low, fitted_high = fitted.ends(confidence)
+    return min(float(low), fitted_low), max(float(high), fitted_high)
+
+
+def _t() -> Any:
+    """Return Student's t distribution."""
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise ConfigError("studies compare by scipy's t distribution; pip install 'ticketkit[study]'") from error
+    return t
 
 
 def bootstrap(errors: Array, units: Array, *, resamples: int, seed: int) -> npt.NDArray[np.float64]:
@@ -133,10 +203,10 @@ def _resampled(errors: Array, units: Array, *, resamples: int, random: np.random
 def interval(
     sample: Sample, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the percentile interval of the mean rate, over seeds and examples."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(bootstrap(sample.errors, sample.units, resamples=resamples, seed=seed), [tail, 1 - tail])
-    return float(low), float(high)
+    """Return the interval of the mean rate, over seeds and examples; a rate is not below zero."""
+    drawn = bootstrap(sample.errors, sample.units, resamples=resamples, seed=seed)
+    low, high = _ends(drawn, fit(sample.errors, sample.units), confidence)
+    return max(0.0, low), high
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

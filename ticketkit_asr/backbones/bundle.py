@@ -35,6 +35,10 @@ class Objective(Protocol):
         """
         ...
 
+    def inputs(self, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the network is called with to learn from a batch."""
+        ...
+
     def evaluated(
         self, module: Any, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]
     ) -> tuple[Tensor, list[list[Emission]]]:
@@ -126,9 +130,10 @@ class SpeechBundle:
                 module.training = mode
 
     def example(self, seconds: float, batch: int) -> tuple[Tensor, ...]:
-        """Return features (batch, frames, bins) and lengths (batch,), always the same: noise of so many seconds.
+        """Return inputs of the module, always the same: noise of so many seconds, three labels in each.
 
-        The last utterance of several is a tenth shorter.
+        `features` (batch, frames, bins) and `lengths` (batch,), the last utterance of several a tenth shorter; of a
+        transducer also targets and their lengths.
         """
         random = torch.Generator().manual_seed(0)
         device = next(self.module.parameters()).device
@@ -136,7 +141,8 @@ class SpeechBundle:
         frames = extractor.frames(round(seconds * extractor.sample_rate))
         features = torch.randn(batch, frames, extractor.bins, generator=random)
         lengths = torch.tensor([frames] * (batch - 1) + [frames if batch == 1 else frames - frames // 10])
-        return features.to(device), lengths.to(device)
+        labels = torch.randint(1, self.alphabet.size, (batch, max(1, round(3 * seconds))), generator=random)
+        return self.objective.inputs(features.to(device), lengths.to(device), list(labels.to(device)))
 
     def graph_obstacle(self) -> str:
         """Return why the network is no single graph from features to what it writes; "" if it is one."""

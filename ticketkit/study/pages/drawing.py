@@ -69,7 +69,7 @@ def _canvas(size: tuple[float, float]) -> tuple[Any, Any]:
         import matplotlib
         from matplotlib.figure import Figure as Canvas
     except ImportError as error:
-        raise ConfigError("the report draws with matplotlib; pip install 'ticketkit[plot]'") from error
+        raise ConfigError("the report draws with matplotlib; pip install 'ticketkit[study]'") from error
     with matplotlib.rc_context(SETTINGS):
         drawn = Canvas(figsize=size, layout="constrained")
         return drawn, drawn.add_subplot()

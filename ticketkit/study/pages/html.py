@@ -35,7 +35,7 @@ def html(
     try:
         from jinja2 import Environment, PackageLoader
     except ImportError as error:
-        raise ConfigError("the report's page needs jinja2; pip install 'ticketkit[plot]'") from error
+        raise ConfigError("the report's page needs jinja2; pip install 'ticketkit[study]'") from error
     environment = Environment(loader=PackageLoader("ticketkit.study", "pages"), autoescape=True, trim_blocks=True)
     return environment.get_template(TEMPLATE).render(
         title=title,

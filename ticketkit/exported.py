@@ -1,0 +1,93 @@
+"""An export, ready to use: the backbone built anew, with the layers and values that were written."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+
+from ticketkit.building import made
+from ticketkit.errors import ConfigError, StorageError, TicketError
+from ticketkit.export import FACTS_FILE
+from ticketkit.plugins import Plugins
+from ticketkit.rng import seeded
+from ticketkit.roles import Bundle, Corpus
+from ticketkit.runtime.saving import RUNTIME, TENSORS, load_
+from ticketkit.storage import file_digest
+from ticketkit.ticket import Ticket
+
+TICKET = "ticket.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedTicket:
+    """A network that was exported, with what `export.json` says of it."""
+
+    bundle: Bundle
+    facts: Mapping[str, Any]
+    directory: Path
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What the run that it came from names as its backbone and its corpus."""
+        return dict(self.facts["run"])
+
+    def corpus(self, plugins: Plugins) -> Corpus:
+        """Open the corpus that the network was trained on."""
+        opened: Corpus = made(plugins.choose("corpus", self.run["corpus"]), "corpus")
+        return opened
+
+
+def is_export(path: Path) -> bool:
+    """Say whether a path is a folder that an exporter has written."""
+    return (path / FACTS_FILE).is_file()
+
+
+def load_exported(directory: Path, plugins: Plugins) -> ExportedTicket:
+    """Return the network in the folder of an export, in evaluation mode.
+
+    Raises `StorageError` for damaged files and `ConfigError` for exports that torch cannot run or that do not say which
+    backbone they are of.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
+        backbone = facts["run"]["backbone"]
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {directory / FACTS_FILE}: {error}; export the ticket again") from error
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{directory} does not say which backbone it is of; use ticketkit export") from error
+    _check_files(directory, facts)
+    with seeded(0):
+        bundle: Any = made(plugins.choose("backbone", backbone), "backbone")
+    if (directory / RUNTIME).is_file():
+        module = load_(bundle.module, directory)
+        bundle = bundle if module is bundle.module else replace(bundle, module=module)
+    elif (directory / TICKET).is_file():
+        Ticket.load(directory / TICKET).apply_(bundle.module)
+    elif (directory / TENSORS).is_file():
+        _load_weights(bundle, directory / TENSORS)
+    else:
+        what = facts.get("exporter", {}).get("entry", "an exporter")
+        raise ConfigError(f"{directory} was written by {what} and holds nothing that torch can run")
+    bundle.module.eval()
+    return ExportedTicket(bundle, facts, directory)
+
+
+def _check_files(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Raise `StorageError` naming a file that is not the one that was written."""
+    for name, known in facts.get("files", {}).items():
+        path = directory / name
+        if not path.is_file() or file_digest(path) != known["sha256"]:
+            raise StorageError(f"{path} is not the file that was exported; export the ticket again")
+
+
+def _load_weights(bundle: Bundle, path: Path) -> None:
+    try:
+        load_model(bundle.module, path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    except RuntimeError as error:
+        raise TicketError(f"{path} is of another model: {error}") from error

@@ -1,0 +1,156 @@
+"""A matrix with zeros times columns, in four forms: dense, CSR, BSR, and compacted to rows and columns that count."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ticketkit.errors import ConfigError
+
+Form = Literal["dense", "csr", "bsr", "compact"]
+FORMS: tuple[Form, ...] = ("dense", "csr", "bsr", "compact")
+BLOCK = 4
+"""Rows and columns of a BSR block; MKL takes square ones only."""
+
+
+class Product(nn.Module):
+    """`product(x, offset)` is matrix @ x + offset, for x (columns, n) and an offset (rows, n) or (rows, 1)."""
+
+    form: Form
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return (rows, n)."""
+        raise NotImplementedError
+
+
+class DenseProduct(Product):
+    """The matrix as it is, zeros included."""
+
+    form: Form = "dense"
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix.contiguous())
+        self.matrix: Tensor
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return (rows, n)."""
+        return torch.addmm(offset, self.matrix, x)
+
+
+class CsrProduct(Product):
+    """Compressed rows: values and column indices of what is not zero."""
+
+    form: Form = "csr"
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        with _quietly():
+            sparse = matrix.to_sparse_csr()
+        self.shape = tuple(matrix.shape)
+        self.register_buffer("rows", sparse.crow_indices().int())
+        self.register_buffer("columns", sparse.col_indices().int())
+        self.register_buffer("values", sparse.values())
+        self.rows: Tensor
+        self.columns: Tensor
+        self.values: Tensor
+        self._built: Tensor | None = None
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return (rows, n)."""
+        return torch.addmm(offset.expand(-1, x.shape[1]), self._matrix(), x)
+
+    def _matrix(self) -> Tensor:
+        """Return the sparse tensor over the buffers, made anew when these have been replaced."""
+        if self._built is None or self._built.values().data_ptr() != self.values.data_ptr():
+            parts = (self.rows, self.columns, self.values, self.shape)
+            with _quietly():
+                self._built = torch.sparse_csr_tensor(*parts, check_invariants=True)
+        return self._built
+
+
+class BsrProduct(Product):
+    """Compressed rows of square blocks; the matrix is padded with zeros to whole blocks."""
+
+    form: Form = "bsr"
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.height, self.width = matrix.shape
+        padded = nn.functional.pad(matrix, (0, -self.width % BLOCK, 0, -self.height % BLOCK))
+        with _quietly():
+            sparse = padded.to_sparse_bsr((BLOCK, BLOCK))
+        self.shape = tuple(padded.shape)
+        self.register_buffer("rows", sparse.crow_indices().int())
+        self.register_buffer("columns", sparse.col_indices().int())
+        self.register_buffer("values", sparse.values())
+        self.rows: Tensor
+        self.columns: Tensor
+        self.values: Tensor
+        self._built: Tensor | None = None
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return (rows, n)."""
+        x = nn.functional.pad(x, (0, 0, 0, self.shape[1] - self.width))
+        return (self._matrix() @ x)[: self.height] + offset
+
+    def _matrix(self) -> Tensor:
+        if self._built is None or self._built.values().data_ptr() != self.values.data_ptr():
+            parts = (self.rows, self.columns, self.values, self.shape)
+            with _quietly():
+                self._built = torch.sparse_bsr_tensor(*parts, check_invariants=True)
+        return self._built
+
+
+class CompactProduct(Product):
+    """Rows and columns that are zero left out: a smaller dense matrix between a choice of inputs and of outputs."""
+
+    form: Form = "compact"
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        rows, columns = matrix.any(1).nonzero()[:, 0], matrix.any(0).nonzero()[:, 0]
+        self.shape = tuple(matrix.shape)
+        self.register_buffer("rows", rows.int())
+        self.register_buffer("columns", columns.int())
+        self.register_buffer("matrix", matrix[rows][:, columns].contiguous())
+        self.rows: Tensor
+        self.columns: Tensor
+        self.matrix: Tensor
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return (rows, n)."""
+        x = x if len(self.columns) == self.shape[1] else x.index_select(0, self.columns)
+        if len(self.rows) == self.shape[0]:
+            return torch.addmm(offset, self.matrix, x)
+        result = offset.expand(-1, x.shape[1]).contiguous() if offset.shape[1] != x.shape[1] else offset.clone()
+        return result.index_add_(0, self.rows, self.matrix @ x)
+
+
+def product(matrix: Tensor, form: Form) -> Product:
+    """Return a matrix in one of the forms."""
+    kinds: dict[Form, type[Product]] = {
+        "dense": DenseProduct,
+        "csr": CsrProduct,
+        "bsr": BsrProduct,
+        "compact": CompactProduct,
+    }
+    if form not in kinds:
+        raise ConfigError(f"a matrix has the form {', '.join(FORMS)}, not {form!r}")
+    return kinds[form](matrix.detach().float())
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out torch's notes that CSR is in beta; what would be unsafe is checked here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta|Sparse invariant checks")
+        yield
+
+
+def zero_rows_and_columns(matrix: Tensor) -> tuple[int, int]:
+    """Return how many rows and how many columns are all zero."""
+    return int((~matrix.any(1)).sum()), int((~matrix.any(0)).sum())

@@ -1,0 +1,119 @@
+"""A network for inference in a folder: its tensors in one safetensors file, the form of each layer in `runtime.json`.
+
+Values may be kept in half precision, or as 8-bit integers with a scale for each row; they are computed with in float32.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ticketkit.errors import StorageError, TicketError
+from ticketkit.names import named_buffers, named_parameters
+from ticketkit.runtime.choosing import Choice, applied
+
+Dtype = Literal["fp32", "fp16", "int8"]
+FORMAT = 1
+TENSORS, RUNTIME = "model.safetensors", "runtime.json"
+SCALE = ".scale"
+LEVELS = 127
+
+
+def save(module: nn.Module, choices: Mapping[str, Choice], directory: Path, *, dtype: Dtype = "fp32") -> None:
+    """Write a module whose layers have their forms already."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _tensors(module).items():
+        tensors |= _stored(name, tensor.detach().cpu(), dtype)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, directory / TENSORS)
+    layers = {path: asdict(choice) for path, choice in choices.items()}
+    facts = {"format": FORMAT, "dtype": dtype, "layers": layers, "threads": torch.get_num_threads()}
+    (directory / RUNTIME).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def load_(module: nn.Module, directory: Path) -> nn.Module:
+    """Give a freshly built module the layers and values that were saved; return it, in evaluation mode.
+
+    Raises `StorageError` for files that are missing or damaged, `TicketError` listing what the module lacks or has too
+    much.
+    """
+    facts = read_facts(directory)
+    try:
+        stored = load_file(directory / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot read {directory / TENSORS}: {error}") from error
+    try:
+        module = applied(module, {path: Choice(**choice) for path, choice in facts["layers"].items()})
+    except AttributeError as error:
+        raise TicketError(f"{directory} is an export of another model: {error}") from error
+    values = {name: _restored(name, stored) for name in stored if not name.endswith(SCALE)}
+    live = _tensors(module)
+    if values.keys() != live.keys():
+        missing, strange = sorted(live.keys() - values.keys()), sorted(values.keys() - live.keys())
+        raise TicketError(
+            f"{directory} is an export of another model: it lacks {', '.join(missing) or 'nothing'} and has "
+            f"{', '.join(strange) or 'nothing'} too much"
+        )
+    for name, value in values.items():
+        _put(module, name, value, live[name])
+    return module.eval()
+
+
+def read_facts(directory: Path) -> dict[str, Any]:
+    """Return what `runtime.json` in a folder says; raises `StorageError` when it cannot be read."""
+    path = directory / RUNTIME
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise StorageError(f"{path} has format {facts['format']}, this ticketkit reads {FORMAT}; update it")
+        return facts
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"cannot read {path}: {error!r}; export the ticket again") from error
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(named_parameters(module)), **dict(named_buffers(module))}
+
+
+def _stored(name: str, tensor: Tensor, dtype: Dtype) -> dict[str, Tensor]:
+    """Return a tensor as it is written: matrices in the given precision, everything small and integral as it is."""
+    large = tensor.is_floating_point() and tensor.numel() > tensor.shape[0] if tensor.dim() > 1 else False
+    sparse_values = tensor.is_floating_point() and name.endswith(".values")
+    if dtype == "fp32" or not (large or sparse_values):
+        return {name: tensor}
+    if dtype == "fp16":
+        return {name: tensor.half()}
+    scale = _row_maxima(tensor).clamp(min=1e-12) / LEVELS
+    return {name: (tensor / scale).round().clamp(-LEVELS, LEVELS).to(torch.int8), name + SCALE: scale}
+
+
+def _restored(name: str, stored: Mapping[str, Tensor]) -> Tensor:
+    tensor = stored[name]
+    if (scale := stored.get(name + SCALE)) is not None:
+        return tensor.float() * scale
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def _row_maxima(tensor: Tensor) -> Tensor:
+    """Return the largest magnitude of each row (of a vector, of all of it), ready to divide by."""
+    if tensor.dim() == 1:
+        return tensor.abs().amax().reshape(1) if tensor.numel() else tensor.new_ones(1)
+    return tensor.abs().flatten(1).amax(1).reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+def _put(module: nn.Module, name: str, value: Tensor, live: Tensor) -> None:
+    """Put a value in the place of a parameter or buffer; of sparse layers the lengths are those of the file."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = value.to(live.dtype)
+        return
+    if value.shape != live.shape:
+        raise TicketError(f"{name} has the shape {tuple(value.shape)} in the file and {tuple(live.shape)} in the model")
+    with torch.no_grad():
+        live.copy_(value)
