@@ -15,6 +15,7 @@ import torch
 from features import feature_speed
 from figures import Figure, markdown
 from files import mask_files, ticket_files
+from inference import recurrent_step, whole_network
 from loop import imp_overhead
 from memory import rewind_time, training_memory
 from selection import exactness, pruned_selection_time, selection_memory, selection_time
@@ -33,9 +34,11 @@ FIGURES: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "P8": ticket_files,
     "P9": rewind_time,
     "P10": imp_overhead,
+    "P11": recurrent_step,
     "P12": transducer_loss,
     "P13": feature_speed,
     "P14": speech_training,
+    "P15": whole_network,
 }
 
 

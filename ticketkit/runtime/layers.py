@@ -1,4 +1,4 @@
-"""Layers for inference over products, in place of torch's: linear, convolutional and cells, called as those are."""
+"""Layers for inference over products, called as torch's: linear, convolutional and cells; without gradients."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
+from ticketkit.errors import ConfigError
 from ticketkit.runtime.products import Form, product
 from ticketkit.runtime.recurrent import Direction, Kind, Recurrent
 
@@ -18,15 +19,15 @@ class ProductLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = module.in_features, module.out_features
         self.product = product(module.weight, form)
-        bias = torch.zeros(module.out_features) if module.bias is None else module.bias.detach().float()
-        self.register_buffer("bias", bias[:, None].clone())
-        self.bias: Tensor
+        self.register_buffer("offset", _offset(module.bias, module.out_features))
+        self.offset: Tensor
 
+    @torch.no_grad()
     def forward(self, input: Tensor) -> Tensor:
         """Return (..., out_features)."""
         columns = input.reshape(-1, self.in_features).T.contiguous()
-        result: Tensor = self.product(columns, self.bias)
-        return result.T.reshape(*input.shape[:-1], self.out_features)
+        result: Tensor = self.product(columns, self.offset)
+        return result.T.reshape(*input.shape[:-1], self.out_features).contiguous()
 
 
 class ProductConv(nn.Module):
@@ -35,14 +36,16 @@ class ProductConv(nn.Module):
     def __init__(self, module: nn.Conv1d | nn.Conv2d, form: Form) -> None:
         super().__init__()
         self.flat = isinstance(module, nn.Conv1d)
-        self.kernel, self.stride = _two(module.kernel_size), _two(module.stride)
-        self.padding, self.dilation = _two(module.padding, 0), _two(module.dilation)  # type: ignore[arg-type]
-        self.out_channels = module.out_channels
+        self.in_channels, self.out_channels, self.groups = module.in_channels, module.out_channels, module.groups
+        self.kernel_size, self.stride = module.kernel_size, module.stride
+        self.padding, self.dilation = module.padding, module.dilation
+        self._kernel, self._stride = _two(module.kernel_size), _two(module.stride)
+        self._padding, self._dilation = _two(module.padding, 0), _two(module.dilation)  # type: ignore[arg-type]
         self.product = product(module.weight.reshape(module.out_channels, -1), form)
-        bias = torch.zeros(module.out_channels) if module.bias is None else module.bias.detach().float()
-        self.register_buffer("bias", bias[:, None].clone())
-        self.bias: Tensor
+        self.register_buffer("offset", _offset(module.bias, module.out_channels))
+        self.offset: Tensor
 
+    @torch.no_grad()
     def forward(self, input: Tensor) -> Tensor:
         """Return (batch, out_channels, ...)."""
         x = input.unsqueeze(-2) if self.flat else input
@@ -51,13 +54,13 @@ class ProductConv(nn.Module):
         height, width = (
             (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
             for size, kernel, stride, padding, dilation in zip(
-                x.shape[-2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
+                x.shape[-2:], self._kernel, self._stride, self._padding, self._dilation, strict=True
             )
         )
-        patches = unfold(x, self.kernel, self.dilation, self.padding, self.stride)  # (batch, inputs, places)
+        patches = unfold(x, self._kernel, self._dilation, self._padding, self._stride)  # (batch, inputs, places)
         columns = patches.transpose(0, 1).reshape(patches.shape[1], -1)
-        result: Tensor = self.product(columns, self.bias)
-        maps = result.view(self.out_channels, len(x), height, width).transpose(0, 1)
+        result: Tensor = self.product(columns, self.offset)
+        maps = result.view(self.out_channels, len(x), height, width).transpose(0, 1).contiguous()
         maps = maps if batched else maps[0]
         return maps.squeeze(-2) if self.flat else maps
 
@@ -74,6 +77,7 @@ class ProductCell(nn.Module):
         weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
         self.direction = Direction(self.kind, weights, forms={"weight_ih": form, "weight_hh": form})
 
+    @torch.no_grad()
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Return the new state; for an LSTM with its cell."""
         batched = input.dim() == 2
@@ -83,7 +87,7 @@ class ProductCell(nn.Module):
         if self.kind == "LSTM":
             c = x.new_zeros(len(x), self.hidden_size) if c is None else c.reshape(len(x), -1)
         _, state, cell = self.direction(x.T.contiguous(), [len(x)], h.T, None if c is None else c.T)
-        ends = [state.T] if cell is None else [state.T, cell.T]
+        ends = [state.T.contiguous()] if cell is None else [state.T.contiguous(), cell.T.contiguous()]
         ends = ends if batched else [end[0] for end in ends]
         return tuple(ends) if self.kind == "LSTM" else ends[0]
 
@@ -107,7 +111,12 @@ BUILDERS: Mapping[type[nn.Module], Callable[[Any, Form], nn.Module]] = {
 
 
 def stand_in(module: nn.Module, form: Form) -> nn.Module:
-    """Return a layer for inference that computes what a module does, over its weights in one of the forms."""
+    """Return a layer for inference that computes what a module does, over its weights in one of the forms.
+
+    Raises `ConfigError` for a layer that has none.
+    """
+    if reason := unsupported(module):
+        raise ConfigError(reason)
     return BUILDERS[type(module)](module, form)
 
 
@@ -115,6 +124,10 @@ def unsupported(module: nn.Module) -> str | None:
     """Return why a layer has no stand-in, or None if it has."""
     if type(module) not in BUILDERS:
         return f"{type(module).__name__} has no form for inference"
+    if types := {str(weight.dtype).removeprefix("torch.") for weight in module.parameters()} - {"float32"}:
+        return f"weights in {', '.join(sorted(types))} have no form for inference, which is in float32"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "a layer with hooks has no form for inference, which would not call them"
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         if module.groups > 1:
             return "grouped convolutions have no form for inference"
@@ -128,8 +141,13 @@ def matrices(module: nn.Module) -> dict[str, Tensor]:
     return {
         name: parameter.detach().reshape(parameter.shape[0], -1)
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() > 1
+        if parameter.dim() > 1 and parameter.numel()
     }
+
+
+def _offset(bias: Tensor | None, outputs: int) -> Tensor:
+    """Return a bias, or none, as a column of its own."""
+    return (torch.zeros(outputs) if bias is None else bias.detach().clone())[:, None]
 
 
 def _two(value: tuple[int, ...], fill: int = 1) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """A matrix with zeros times columns, in four forms: dense, CSR, BSR, and compacted to rows and columns that count."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,19 @@ class Product(nn.Module):
     """`product(x, offset)` is matrix @ x + offset, for x (columns, n) and an offset (rows, n) or (rows, 1)."""
 
     form: Form
+    varying: ClassVar[frozenset[str]] = frozenset()
+    """Buffers whose lengths depend on what is zero."""
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return (rows, n)."""
         raise NotImplementedError
+
+    def vector(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return (rows,) for one column (columns,) and an offset (rows,): what a single sequence needs at each step."""
+        return self(x[:, None], offset[:, None])[:, 0]
+
+    def check(self) -> None:
+        """Raise `ValueError` if the buffers are no matrix of this shape: what comes from a file may be anything."""
 
 
 class DenseProduct(Product):
@@ -40,11 +49,16 @@ class DenseProduct(Product):
         """Return (rows, n)."""
         return torch.addmm(offset, self.matrix, x)
 
+    def vector(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return (rows,)."""
+        return torch.addmv(offset, self.matrix, x)
+
 
 class CsrProduct(Product):
     """Compressed rows: values and column indices of what is not zero."""
 
     form: Form = "csr"
+    varying = frozenset({"columns", "values"})
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
@@ -57,25 +71,34 @@ class CsrProduct(Product):
         self.rows: Tensor
         self.columns: Tensor
         self.values: Tensor
-        self._built: Tensor | None = None
+        self._built: tuple[tuple[Tensor, ...], Tensor] | None = None
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return (rows, n)."""
         return torch.addmm(offset.expand(-1, x.shape[1]), self._matrix(), x)
 
+    def vector(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return (rows,); MKL multiplies a vector twice as fast as a matrix of one column."""
+        return torch.addmv(offset, self._matrix(), x)
+
+    def check(self) -> None:
+        """Raise `ValueError` if the buffers are no matrix of this shape."""
+        _checked(self._matrix)
+
     def _matrix(self) -> Tensor:
         """Return the sparse tensor over the buffers, made anew when these have been replaced."""
-        if self._built is None or self._built.values().data_ptr() != self.values.data_ptr():
-            parts = (self.rows, self.columns, self.values, self.shape)
+        parts = (self.rows, self.columns, self.values)
+        if self._built is None or any(new is not old for new, old in zip(parts, self._built[0], strict=True)):
             with _quietly():
-                self._built = torch.sparse_csr_tensor(*parts, check_invariants=True)
-        return self._built
+                self._built = parts, torch.sparse_csr_tensor(*parts, self.shape, check_invariants=True)
+        return self._built[1]
 
 
 class BsrProduct(Product):
     """Compressed rows of square blocks; the matrix is padded with zeros to whole blocks."""
 
     form: Form = "bsr"
+    varying = frozenset({"columns", "values"})
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
@@ -90,25 +113,32 @@ class BsrProduct(Product):
         self.rows: Tensor
         self.columns: Tensor
         self.values: Tensor
-        self._built: Tensor | None = None
+        self._built: tuple[tuple[Tensor, ...], Tensor] | None = None
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return (rows, n)."""
         x = nn.functional.pad(x, (0, 0, 0, self.shape[1] - self.width))
         return (self._matrix() @ x)[: self.height] + offset
 
+    def check(self) -> None:
+        """Raise `ValueError` if the buffers are no matrix of this shape."""
+        _checked(self._matrix)
+        if self.values.shape[1:] != (BLOCK, BLOCK):
+            raise ValueError(f"blocks of {tuple(self.values.shape[1:])}, not of {(BLOCK, BLOCK)}")
+
     def _matrix(self) -> Tensor:
-        if self._built is None or self._built.values().data_ptr() != self.values.data_ptr():
-            parts = (self.rows, self.columns, self.values, self.shape)
+        parts = (self.rows, self.columns, self.values)
+        if self._built is None or any(new is not old for new, old in zip(parts, self._built[0], strict=True)):
             with _quietly():
-                self._built = torch.sparse_bsr_tensor(*parts, check_invariants=True)
-        return self._built
+                self._built = parts, torch.sparse_bsr_tensor(*parts, self.shape, check_invariants=True)
+        return self._built[1]
 
 
 class CompactProduct(Product):
     """Rows and columns that are zero left out: a smaller dense matrix between a choice of inputs and of outputs."""
 
     form: Form = "compact"
+    varying = frozenset({"rows", "columns", "matrix"})
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
@@ -129,6 +159,17 @@ class CompactProduct(Product):
         result = offset.expand(-1, x.shape[1]).contiguous() if offset.shape[1] != x.shape[1] else offset.clone()
         return result.index_add_(0, self.rows, self.matrix @ x)
 
+    def check(self) -> None:
+        """Raise `ValueError` if the buffers are no matrix of this shape."""
+        for name, places, size in zip(("row", "column"), (self.rows, self.columns), self.shape, strict=True):
+            edges = torch.tensor([-1, size], dtype=places.dtype)
+            if places.dim() != 1 or not bool((torch.cat([edges[:1], places, edges[1:]]).diff() > 0).all()):
+                raise ValueError(f"{name} indices that do not rise from 0 to {size - 1}")
+        if self.matrix.shape != (len(self.rows), len(self.columns)):
+            raise ValueError(
+                f"a matrix {tuple(self.matrix.shape)} of {len(self.rows)} rows, {len(self.columns)} columns"
+            )
+
 
 def product(matrix: Tensor, form: Form) -> Product:
     """Return a matrix in one of the forms."""
@@ -141,6 +182,13 @@ def product(matrix: Tensor, form: Form) -> Product:
     if form not in kinds:
         raise ConfigError(f"a matrix has the form {', '.join(FORMS)}, not {form!r}")
     return kinds[form](matrix.detach().float())
+
+
+def _checked(build: Callable[[], Tensor]) -> None:
+    try:
+        build()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 @contextmanager
