@@ -29,7 +29,8 @@ class Product(nn.Module):
 
     def vector(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return (rows,) for one column (columns,) and an offset (rows,): what a single sequence needs at each step."""
-        return self(x[:, None], offset[:, None])[:, 0]
+        column: Tensor = self(x[:, None], offset[:, None])
+        return column[:, 0]
 
     def check(self) -> None:
         """Raise `ValueError` if the buffers are no matrix of this shape: what comes from a file may be anything."""
