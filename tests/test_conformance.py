@@ -1,10 +1,13 @@
 """All built-ins keep the laws that third parties are held to."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from ticketkit import Mask, Plugins, Ticket, TicketFacts
 from ticketkit.registry import KINDS
@@ -55,6 +58,36 @@ def layer_counts(folder: Path) -> None:
     check_allocator(chosen, plugins=PLUGINS, shapes=SHAPES, budgets=[mask.kept for mask in masks], examples=40)
 
 
+@dataclass
+class Known:
+    """A network with what it is called with, in batches of any size."""
+
+    module: nn.Module
+    inputs: torch.Tensor
+
+    def example(self, seconds: float, batch: int) -> tuple[torch.Tensor, ...]:
+        return (self.inputs[:1].repeat(batch, *[1] * (self.inputs.dim() - 1)),)
+
+
+def known(name: str) -> Callable[[], Known]:
+    return lambda: Known(TINY_NETS[name].build(), TINY_NETS[name].inputs())
+
+
+def narrow() -> Known:
+    """Return a network whose rows have a single weight each, so that pruned ones are all zero."""
+    return Known(nn.Sequential(nn.Linear(1, 8), nn.Linear(8, 2)), torch.ones(1, 1))
+
+
+KNOWN = {name: known(name) for name in TINY_NETS}
+
+
+def exporter(
+    name: str, *, bundles: dict[str, Callable[[], Any]] | None = None, repeatable: bool = True, **more: Any
+) -> Check:
+    chosen = {"name": name, **more}
+    return lambda _: check_exporter(chosen, bundles=bundles, plugins=PLUGINS, repeatable=repeatable)
+
+
 TABLE: dict[str, dict[str, Check]] = {
     "criterion": {
         "magnitude": criterion("magnitude"),
@@ -100,7 +133,15 @@ TABLE: dict[str, dict[str, Check]] = {
         "by_pattern": allocation("by_pattern", shapes=SHAPES, densities={"left": 0.5}),
         "layer_counts": layer_counts,
     },
-    "exporter": {"weights": lambda _: check_exporter("weights", plugins=PLUGINS)},
+    "exporter": {
+        "weights": exporter("weights"),
+        "compressed": exporter("compressed"),
+        "auto": exporter("auto", bundles=KNOWN, repeatable=False),
+        "dense": exporter("dense", dtype="int8"),
+        "sparse": exporter("sparse", dtype="fp16"),
+        "compact": exporter("compact", bundles={"narrow": narrow}),
+        "onnx": exporter("onnx", bundles={"mlp": KNOWN["mlp"]}),
+    },
 }
 
 

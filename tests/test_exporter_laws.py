@@ -1,4 +1,5 @@
 import random
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,19 @@ def buggy(bundle: Any, ticket: Any, directory: Path) -> None:
 def test_a_bad_exporter_is_refused(exporter: Any, message: str) -> None:
     with pytest.raises(ConformanceError, match=message):
         check_exporter(exporter)
+
+
+def test_of_an_exporter_that_measures_the_same_files_are_demanded_and_not_the_same_bytes() -> None:
+    turns = count()
+
+    def measuring(bundle: Any, ticket: Any, directory: Path) -> None:
+        (directory / "seconds.txt").write_text(f"{next(turns)}")
+
+    def renaming(bundle: Any, ticket: Any, directory: Path) -> None:
+        (directory / f"{next(turns)}.txt").write_text("")
+
+    with pytest.raises(ConformanceError, match="write the same bytes"):
+        check_exporter(measuring)
+    check_exporter(measuring, repeatable=False)
+    with pytest.raises(ConformanceError, match=r"\.txt differ"):
+        check_exporter(renaming, repeatable=False)

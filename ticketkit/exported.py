@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def load_exported(directory: Path, plugins: Plugins) -> ExportedTicket:
         bundle: Any = made(plugins.choose("backbone", backbone), "backbone")
     if (directory / RUNTIME).is_file():
         module = load_(bundle.module, directory)
-        bundle = bundle if module is bundle.module else replace(bundle, module=module)
+        if module is not bundle.module:
+            bundle = copy(bundle)
+            object.__setattr__(bundle, "module", module)
     elif (directory / TICKET).is_file():
         Ticket.load(directory / TICKET).apply_(bundle.module)
     elif (directory / TENSORS).is_file():
@@ -78,9 +81,13 @@ def load_exported(directory: Path, plugins: Plugins) -> ExportedTicket:
 
 def _check_files(directory: Path, facts: Mapping[str, Any]) -> None:
     """Raise `StorageError` naming a file that is not the one that was written."""
-    for name, known in facts.get("files", {}).items():
+    try:
+        digests = {name: file["sha256"] for name, file in facts.get("files", {}).items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StorageError(f"{directory / FACTS_FILE} is damaged: {error!r}; export the ticket again") from error
+    for name, digest in digests.items():
         path = directory / name
-        if not path.is_file() or file_digest(path) != known["sha256"]:
+        if not path.is_file() or file_digest(path) != digest:
             raise StorageError(f"{path} is not the file that was exported; export the ticket again")
 
 

@@ -92,6 +92,29 @@ def test_transcribe_writes_a_line_for_every_file(trained: Path) -> None:
     assert lines[1][1] == heard[1]  # FLAC loses nothing that 16 bits hold
 
 
+def test_an_export_is_heard_and_judged_as_its_ticket_is(
+    trained: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ticketkit_asr.corpora.spoken_digits import SpokenDigitsOptions, open_spoken_digits
+
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained / "cache"))
+    code, printed = command_line("export", TICKET, "--runtime", "sparse", "--dtype", "int8", "--to", "exported")
+    assert code == 0, printed
+    scores = {}
+    for of in (TICKET, "exported"):
+        code, printed = command_line("asr", "evaluate", of, "--to", "judged.jsonl")
+        assert code == 0, printed
+        scores[of] = [json.loads(line) for line in Path("judged.jsonl").read_text().splitlines()]
+    assert scores["exported"] == scores[TICKET]
+    options = SpokenDigitsOptions(train_utterances=40, dev_utterances=8, test_utterances=10, digits=(1, 2))
+    corpus = open_spoken_digits(options=options)
+    soundfile.write("heard.flac", corpus.split("test")[0].audio.read(), corpus.sample_rate)
+    done = ticketkit("asr", "transcribe", "exported", "heard.flac", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"heard.flac\t{scores[TICKET][0]['hypothesis']}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

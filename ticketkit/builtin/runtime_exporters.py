@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from ticketkit.options import Options
 from ticketkit.roles import Bundle, ExampleBundle
@@ -65,6 +65,7 @@ def _export(runtime: Runtime, bundle: Bundle, directory: Path, options: RuntimeO
     module: nn.Module = deepcopy(bundle.module).cpu().eval()
     example: tuple[Any, ...] | None = None
     if isinstance(bundle, ExampleBundle):
-        example = bundle.example(options.seconds, options.batch)
+        inputs = bundle.example(options.seconds, options.batch)
+        example = tuple(each.cpu() if isinstance(each, Tensor) else each for each in inputs)
     choices = choose(module, runtime, example)
     save(applied(module, choices), choices, directory, dtype=options.dtype)

@@ -19,6 +19,8 @@ LEAST_GAIN = 0.95
 WORTH_CSR, WORTH_BSR, WORTH_COMPACT = 0.6, 0.5, 0.95
 """Tried are CSR up to this density, BSR from this share of values in its blocks, compact up to this share of size."""
 
+READ = "torch reads its weights in the fused path of nn.TransformerEncoderLayer"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -38,10 +40,21 @@ def choose(module: nn.Module, runtime: Runtime, example: tuple[Any, ...] | None 
     `compact` decree CSR and compaction wherever something is pruned; `dense` changes nothing. Raises `ConfigError` for
     a compact runtime of a network in which no whole row or column is zero.
     """
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        return _chosen(module, runtime, example)
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+
+
+def _chosen(module: nn.Module, runtime: Runtime, example: tuple[Any, ...] | None) -> dict[str, Choice]:
     layers = {path: layer for path, layer in named_modules(module) if matrices(layer)}
     densities = {path: _density(layer) for path, layer in layers.items()}
     pruned = {path: layer for path, layer in layers.items() if densities[path] < 1}
     reasons = {path: reason for path, layer in pruned.items() if (reason := unsupported(layer)) is not None}
+    reasons |= dict.fromkeys(pruned.keys() & _read_by_their_owner(module), READ)
     decided: dict[str, Choice] = {
         path: Choice("dense", densities[path], left_dense=reasons.get(path)) for path in layers
     }
@@ -55,6 +68,8 @@ def choose(module: nn.Module, runtime: Runtime, example: tuple[Any, ...] | None 
         for path, layer in open_to.items():
             if path in inputs:
                 decided[path] = measured(layer, inputs[path])
+            else:
+                decided[path] = Choice("dense", densities[path], left_dense="the example does not call it")
         return decided
     form: Form = "csr" if runtime == "sparse" else "compact"
     fitting = {path: layer for path, layer in open_to.items() if form == "csr" or _compact_share(layer) < 1}
@@ -92,6 +107,13 @@ def applied(module: nn.Module, choices: Mapping[str, Choice]) -> nn.Module:
             return made
         setattr(module.get_submodule(parent), leaf, made)
     return module
+
+
+def _read_by_their_owner(module: nn.Module) -> set[str]:
+    """Return the paths of layers whose weights torch reads past them: those of its fused Transformer encoder."""
+    owners = [path for path, owner in named_modules(module) if isinstance(owner, nn.TransformerEncoderLayer)]
+    prefixes = tuple(f"{path}." if path else "" for path in owners)
+    return {path for path, _ in named_modules(module) if prefixes and path.startswith(prefixes)}
 
 
 def _worth_trying(layer: nn.Module) -> list[Form]:

@@ -5,7 +5,7 @@ be packed; the state is taken and returned, so that a sequence can also be given
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,6 @@ class Direction(nn.Module):
         self.from_input = product(weights["weight_ih"][order], forms["weight_ih"])
         self.from_state = product(weights["weight_hh"][order], forms["weight_hh"])
         projection = weights.get("weight_hr")
-        self.units = self.hidden if projection is None else len(projection)
         self.projection = None if projection is None else product(projection, forms["weight_hr"])
         self.projected = 0 if projection is None else projection.shape[0]
 
@@ -121,12 +120,17 @@ class CompactDirection(nn.Module):
     many steps as were ever asked for, for sequences that start from zero, and anew for others.
     """
 
+    varying: ClassVar[frozenset[str]] = frozenset(
+        ("columns", "busy", "idle", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "idle_bias_ih", "idle_bias_hh")
+    )
+    """Buffers whose lengths depend on what is zero."""
+
     def __init__(self, kind: Kind, weights: Mapping[str, Tensor], *, reverse: bool = False) -> None:
         super().__init__()
         self.kind = kind
         self.reverse = reverse
         gates = GATES[kind]
-        self.hidden = weights["weight_hh"].shape[0] // gates
+        self.hidden, self.inputs = weights["weight_hh"].shape[0] // gates, weights["weight_ih"].shape[1]
         idle = idle_units(weights, gates)
         columns = weights["weight_ih"].any(0).nonzero()[:, 0]
         busy, rest = (~idle).nonzero()[:, 0], idle.nonzero()[:, 0]
@@ -134,14 +138,16 @@ class CompactDirection(nn.Module):
         biases = {name: weights.get(name, zeros) for name in ("bias_ih", "bias_hh")}
         own = _units({**weights, **biases}, busy, gates)
         own["weight_ih"] = own["weight_ih"][:, columns]
+        idle_biases = _units({**biases, "weight_hh": weights["weight_hh"]}, rest, gates)
+        own |= {f"idle_{name}": idle_biases[name] for name in biases}
         for name, value in {"columns": columns.int(), "busy": busy.int(), "idle": rest.int(), **own}.items():
             value = value.detach().float() if value.is_floating_point() else value
             self.register_buffer(name, value.contiguous())
         self.columns: Tensor
         self.busy: Tensor
         self.idle: Tensor
-        forms: dict[str, Form] = {"weight_ih": "compact", "weight_hh": "compact"}
-        self.rest = Direction(kind, _units({**weights, **biases}, rest, gates), forms=forms)
+        self.idle_bias_ih: Tensor
+        self.idle_bias_hh: Tensor
         self._known: tuple[Tensor, Tensor | None] | None = None
 
     def forward(
@@ -159,6 +165,23 @@ class CompactDirection(nn.Module):
         result[idle] = resting if turned is None else resting[:, turned]
         joined = self._joined(last, rest)
         return result, joined, None if last_cell is None or rest_cell is None else self._joined(last_cell, rest_cell)
+
+    def check(self) -> None:
+        """Raise `ValueError` if the buffers are no such layer: what comes from a file may be anything."""
+        if any(places.dim() != 1 for places in (self.columns, self.busy, self.idle)):
+            raise ValueError("indices that are no vectors")
+        units = torch.cat([self.busy, self.idle]).sort().values
+        if not torch.equal(units, torch.arange(self.hidden, dtype=units.dtype)):
+            raise ValueError(f"busy and idle units that are not {self.hidden} units together")
+        if len(self.columns) and not 0 <= int(self.columns.min()) <= int(self.columns.max()) < self.inputs:
+            raise ValueError(f"column indices outside of 0 to {self.inputs - 1}")
+        gates, busy, idle = GATES[self.kind], self.busy.numel(), self.idle.numel()
+        shapes = {"weight_ih": (gates * busy, self.columns.numel()), "weight_hh": (gates * busy, busy)}
+        shapes |= dict.fromkeys(("bias_ih", "bias_hh"), (gates * busy,))  # type: ignore[arg-type]
+        shapes |= dict.fromkeys(("idle_bias_ih", "idle_bias_hh"), (gates * idle,))  # type: ignore[arg-type]
+        for name, shape in shapes.items():
+            if (came := tuple(getattr(self, name).shape)) != shape:
+                raise ValueError(f"{name} of the shape {came}, not {shape}")
 
     def _busy(
         self, data: Tensor, sizes: list[int], state: Tensor, cell: Tensor | None
@@ -186,9 +209,9 @@ class CompactDirection(nn.Module):
         self, x: Tensor, sizes: list[int], state: Tensor, cell: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what the idle units do, in the order of their own steps, and their last states."""
-        nothing = x.new_zeros(x.shape[0], max(len(sizes), x.shape[1]))
+        nothing = x.new_zeros(1, max(len(sizes), x.shape[1]))
         if state.any() or (cell is not None and cell.any()):
-            found: tuple[Tensor, Tensor, Tensor | None] = self.rest(nothing[:, : x.shape[1]], sizes, state, cell)
+            found: tuple[Tensor, Tensor, Tensor | None] = self._rest()(nothing[:, : x.shape[1]], sizes, state, cell)
             return found
         if self._known is None or self._known[0].shape[1] < len(sizes):
             zero = state.new_zeros(len(state), 1)
@@ -198,11 +221,18 @@ class CompactDirection(nn.Module):
         steps = torch.cat([torch.full((size,), step) for step, size in enumerate(sizes)])
         return states[:, steps], states[:, lengths - 1], None if cells is None else cells[:, lengths - 1]
 
+    def _rest(self) -> Direction:
+        """Return the idle units as a layer of one input: their biases, and weights that are all zero."""
+        rows = len(self.idle_bias_ih)
+        zeros = {"weight_ih": torch.zeros(rows, 1), "weight_hh": torch.zeros(rows, len(self.idle))}
+        biases = {"bias_ih": self.idle_bias_ih, "bias_hh": self.idle_bias_hh}
+        return Direction(self.kind, {**zeros, **biases}, forms=dict.fromkeys(zeros, "compact"))
+
     def _worked_out(self, inputs: Tensor, state: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return states and cells (units, steps) of the idle units from zero."""
-        states, cells = [], []
+        states, cells, rest = [], [], self._rest()
         for step in range(inputs.shape[1]):
-            _, state, cell = self.rest(inputs[:, step : step + 1], [1], state, cell)
+            _, state, cell = rest(inputs[:, step : step + 1], [1], state, cell)
             states.append(state)
             cells.append(cell)
         there = [one for one in cells if one is not None]

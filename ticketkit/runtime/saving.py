@@ -14,9 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ticketkit.errors import StorageError, TicketError
+from ticketkit.errors import ConfigError, StorageError, TicketError
 from ticketkit.names import named_buffers, named_parameters
 from ticketkit.runtime.choosing import Choice, applied
+from ticketkit.runtime.products import Product
+from ticketkit.runtime.recurrent import CompactDirection
 
 Dtype = Literal["fp32", "fp16", "int8"]
 FORMAT = 1
@@ -48,10 +50,16 @@ def load_(module: nn.Module, directory: Path) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise StorageError(f"cannot read {directory / TENSORS}: {error}") from error
     try:
-        module = applied(module, {path: Choice(**choice) for path, choice in facts["layers"].items()})
-    except AttributeError as error:
+        choices = {path: Choice(**choice) for path, choice in facts["layers"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{directory / RUNTIME} is damaged: {error!r}; export the ticket again") from error
+    try:
+        module = applied(module, choices)
+    except (AttributeError, ConfigError) as error:
         raise TicketError(f"{directory} is an export of another model: {error}") from error
-    values = {name: _restored(name, stored) for name in stored if not name.endswith(SCALE)}
+    values = {
+        name: _restored(name, stored) for name in stored if name.removesuffix(SCALE) not in stored.keys() - {name}
+    }
     live = _tensors(module)
     if values.keys() != live.keys():
         missing, strange = sorted(live.keys() - values.keys()), sorted(values.keys() - live.keys())
@@ -61,7 +69,14 @@ def load_(module: nn.Module, directory: Path) -> nn.Module:
         )
     for name, value in values.items():
         _put(module, name, value, live[name])
-    return module.eval()
+    for path, layer in module.named_modules():
+        if isinstance(layer, Product | CompactDirection):
+            try:
+                layer.check()
+            except ValueError as error:
+                raise StorageError(f"{directory / TENSORS} is damaged: {path} has {error}") from error
+    module = module.eval().requires_grad_(False)
+    return module
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
@@ -87,6 +102,8 @@ def _stored(name: str, tensor: Tensor, dtype: Dtype) -> dict[str, Tensor]:
     if dtype == "fp32" or not (large or sparse_values):
         return {name: tensor}
     if dtype == "fp16":
+        if tensor.numel() and tensor.abs().max() > torch.finfo(torch.float16).max:
+            raise ConfigError(f"{name} has values beyond half precision, 65504 at most; use the dtype fp32 or int8")
         return {name: tensor.half()}
     scale = _row_maxima(tensor).clamp(min=1e-12) / LEVELS
     return {name: (tensor / scale).round().clamp(-LEVELS, LEVELS).to(torch.int8), name + SCALE: scale}
@@ -110,10 +127,11 @@ def _put(module: nn.Module, name: str, value: Tensor, live: Tensor) -> None:
     """Put a value in the place of a parameter or buffer; of sparse layers the lengths are those of the file."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
+    varying = isinstance(owner, Product | CompactDirection) and leaf in owner.varying
+    if value.shape != live.shape and not varying:
+        raise TicketError(f"{name} has the shape {tuple(value.shape)} in the file and {tuple(live.shape)} in the model")
     if leaf in owner._buffers:
         owner._buffers[leaf] = value.to(live.dtype)
         return
-    if value.shape != live.shape:
-        raise TicketError(f"{name} has the shape {tuple(value.shape)} in the file and {tuple(live.shape)} in the model")
     with torch.no_grad():
         live.copy_(value)

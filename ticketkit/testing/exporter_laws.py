@@ -23,13 +23,18 @@ Backbone = Callable[[], Any]
 
 @without_a_trace
 def check_exporter(
-    exporter: Named, *, bundles: dict[str, Backbone] | None = None, plugins: Plugins | None = None
+    exporter: Named,
+    *,
+    bundles: dict[str, Backbone] | None = None,
+    plugins: Plugins | None = None,
+    repeatable: bool = True,
 ) -> None:
     """Raise `ConformanceError` if an exporter breaks a law: files from any ticket, the same each time, nothing changed.
 
     `exporter` is what a config takes: a registered name, a mapping with it and options, or a callable. It is tried on
     pruned tiny networks, or on those of `bundles`, which are called for bundles by name; bundles that it refuses with a
-    `TicketkitError` are passed over, unless it refuses all.
+    `TicketkitError` are passed over, unless it refuses all. An exporter that measures times is not `repeatable`: of it
+    the same files are demanded, not the same bytes.
 
     >>> from ticketkit.testing import check_exporter
     >>> def names(bundle, ticket, directory):
@@ -42,7 +47,7 @@ def check_exporter(
     for name, build in tried.items():
         bundle, ticket = _pruned(build)
         try:
-            _writes_the_same_files_twice(subject, name, bundle, ticket)
+            _writes_the_same_files_twice(subject, name, bundle, ticket, repeatable=repeatable)
         except TicketkitError as error:
             refusals.append(f"{name}: {type(error).__name__}: {error}")
     if len(refusals) == len(tried):
@@ -64,7 +69,7 @@ def _pruned(build: Backbone) -> tuple[Any, Ticket]:
     return bundle, imp.tickets[1]
 
 
-def _writes_the_same_files_twice(subject: Subject, name: str, bundle: Any, ticket: Ticket) -> None:
+def _writes_the_same_files_twice(subject: Subject, name: str, bundle: Any, ticket: Ticket, *, repeatable: bool) -> None:
     written = []
     with TemporaryDirectory() as folder:
         for place in ("first", "second"):
@@ -74,7 +79,8 @@ def _writes_the_same_files_twice(subject: Subject, name: str, bundle: Any, ticke
             if changed := before.changes():
                 law = "leave network, random generators and torch's settings as they were"
                 raise subject.broken(law, f"network {name!r}", ", ".join(changed))
-            written.append(_files(directory))
+            files = _files(directory)
+            written.append(files if repeatable else dict.fromkeys(files, b""))
     if differing := sorted(file for file in {*written[0], *written[1]} if written[0].get(file) != written[1].get(file)):
         law = "write the same bytes for the same network and ticket"
         raise subject.broken(law, f"network {name!r}, exported twice", f"{', '.join(differing)} differ")
