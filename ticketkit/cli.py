@@ -216,12 +216,14 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="how values are kept: fp32, fp16 or int8 (auto, dense, sparse, compact)")
     ] = None,
+    licence: Annotated[str | None, typer.Option(help="of the network, for its card, such as cc-by-4.0")] = None,
     override: Annotated[
         list[str], typer.Option("--set", help="an option of the exporter: a=value", metavar="A=B")
     ] = [],  # noqa: B006
     plugin: PluginFiles = [],  # noqa: B006
 ) -> None:
     """Write the trained network of a run's ticket in another form."""
+    from ticketkit.card import write_card
     from ticketkit.config import with_overrides
     from ticketkit.export import export as write
     from ticketkit.trained import open_trained
@@ -233,6 +235,53 @@ def export(
     facts = write(trained.bundle, trained.ticket, to, chosen, run=trained.run)
     for name, file in facts["files"].items():
         console.print(f"wrote {to / name} ({file['bytes']:,} bytes)", soft_wrap=True)
+    console.print(f"wrote {write_card(trained, to, licence=licence)}", soft_wrap=True)
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(help="the folder of an export")],
+    repository: Annotated[str, typer.Argument(help="a repository of the Hugging Face hub, such as me/digits-ticket")],
+    public: Annotated[bool, typer.Option("--public", help="make it public if it is new")] = False,
+) -> None:
+    """Upload an exported ticket with its card to the Hugging Face hub."""
+    from ticketkit.card import push as upload
+
+    console.print(f"uploaded: {upload(directory, repository, private=not public)}", soft_wrap=True)
+
+
+@app.command()
+def bench(
+    ticket: TicketFile,
+    seconds: Annotated[float, typer.Option(min=0.1, help="the length of an example")] = 5.0,
+    batch: Annotated[list[int], typer.Option(min=1, help="examples at once; may be given several times")] = [1, 8, 32],  # noqa: B006
+    threads: Annotated[int | None, typer.Option(min=1, help="[default: as many as torch takes]")] = None,
+    repeats: Annotated[int, typer.Option(min=3, help="passes of each form")] = 15,
+    plugin: PluginFiles = [],  # noqa: B006
+) -> None:
+    """Measure a run's ticket in every form that it can be exported in: time, memory, load time, bytes on disk."""
+    import torch
+
+    from ticketkit.bench import bench as measure
+    from ticketkit.bench import verdicts
+    from ticketkit.trained import open_trained
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    plugins = load_plugins(plugin)
+    found, left_out = measure(
+        open_trained(ticket, plugins), plugins, batches=batch, seconds=seconds, repeats=repeats, say=errors.print
+    )
+    passes = [f"ms, batch {size}" for size in batch]
+    table = Table("form", *passes, "real-time factor", "load ms", "peak MiB", "bytes", "layers")
+    for one in found:
+        times = [f"{1e3 * mid:.1f} ({1e3 * low:.1f}-{1e3 * high:.1f})" for mid, low, high in one.passes.values()]
+        factor = f"{one.passes[batch[0]][0] / seconds / batch[0]:.4f}"
+        sizes = (f"{1e3 * one.load_seconds:.0f}", f"{one.peak_bytes / 2**20:.0f}", f"{one.file_bytes:,}", one.layers)
+        table.add_row(one.form, *times, factor, *sizes)
+    console.print(table)
+    for line in [*verdicts(found), *(f"{form}: left out: {reason}" for form, reason in left_out.items())]:
+        console.print(line, soft_wrap=True)
 
 
 @plugins_app.callback()

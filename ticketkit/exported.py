@@ -1,6 +1,7 @@
 """An export, ready to use: the backbone built anew, with the layers and values that were written."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ticketkit.export import FACTS_FILE
 from ticketkit.plugins import Plugins
 from ticketkit.rng import seeded
 from ticketkit.roles import Bundle, Corpus
-from ticketkit.runtime.saving import RUNTIME, TENSORS, load_
+from ticketkit.runtime.saving import RUNTIME, TENSORS, load_, read_facts
 from ticketkit.storage import file_digest
 from ticketkit.ticket import Ticket
 
@@ -35,6 +36,14 @@ class ExportedTicket:
     def run(self) -> dict[str, Any]:
         """What the run that it came from names as its backbone and its corpus."""
         return dict(self.facts["run"])
+
+    @property
+    def forms(self) -> str:
+        """The forms of its layers, counted, such as `10 csr, 3 dense`; for exports of other kinds, nothing."""
+        if not (self.directory / RUNTIME).is_file():
+            return ""
+        counted = Counter(layer["form"] for layer in read_facts(self.directory)["layers"].values())
+        return ", ".join(f"{count} {form}" for form, count in sorted(counted.items()))
 
     def corpus(self, plugins: Plugins) -> Corpus:
         """Open the corpus that the network was trained on."""

@@ -1,6 +1,7 @@
 """A network for inference in a folder: its tensors in one safetensors file, the form of each layer in `runtime.json`.
 
-Values may be kept in half precision, or as 8-bit integers with a scale for each row; they are computed with in float32.
+Values may be kept in half precision, or as 8-bit integers with a scale for each row. They are computed with in float32;
+of 8-bit exports, layers that have kept torch's form compute with integers (`quantising`).
 """
 
 import json
@@ -18,6 +19,7 @@ from ticketkit.errors import ConfigError, StorageError, TicketError
 from ticketkit.names import named_buffers, named_parameters
 from ticketkit.runtime.choosing import Choice, applied
 from ticketkit.runtime.products import Product
+from ticketkit.runtime.quantising import quantised_
 from ticketkit.runtime.recurrent import CompactDirection
 
 Dtype = Literal["fp32", "fp16", "int8"]
@@ -76,7 +78,7 @@ def load_(module: nn.Module, directory: Path) -> nn.Module:
             except ValueError as error:
                 raise StorageError(f"{directory / TENSORS} is damaged: {path} has {error}") from error
     module = module.eval().requires_grad_(False)
-    return module
+    return quantised_(module) if facts.get("dtype") == "int8" else module
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
