@@ -70,11 +70,13 @@ PLUGINS = Plugins()
 PLUGINS.add(Toy(), PluginFacts("toy", "toy", "toy", "0"))
 
 
-def exported(chosen: Mapping[str, Any], directory: Path, *, backbone: str = "toy") -> nn.Module:
+def exported(chosen: Mapping[str, Any], directory: Path, *, backbone: str = "toy", wrap: Any = None) -> nn.Module:
     """Export a pruned network with statistics of its own; return it, in evaluation mode."""
     torch.manual_seed(3)
     bundle = PLUGINS.choose("backbone", {"name": backbone}).call()
     bundle.module(torch.randn(8, 6))
+    if wrap is not None:
+        bundle.module = wrap(bundle.module)
     imp = IMP(bundle.module, rate=0.8, rounds=1, allocation="uniform")
     for _ in imp:
         pass
@@ -115,6 +117,13 @@ def test_a_network_that_is_a_single_layer_comes_back_in_its_bundle(backbone, tmp
     module = exported(EXPORTERS["sparse"], tmp_path / "out", backbone=backbone)
     bundle = load_exported(tmp_path / "out", PLUGINS).bundle
     assert (outputs(bundle.module) - outputs(module)).abs().max() < 1e-6
+
+
+def test_a_wrapped_network_is_exported_as_what_it_wraps(tmp_path: Path) -> None:
+    exported(EXPORTERS["sparse"], tmp_path / "plain")
+    exported(EXPORTERS["sparse"], tmp_path / "wrapped", wrap=nn.DataParallel)
+    for name in (TENSORS, RUNTIME):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "wrapped" / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["weights", "sparse", "compressed"])

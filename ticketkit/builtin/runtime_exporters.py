@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from ticketkit.names import unwrap
 from ticketkit.options import Options
 from ticketkit.roles import Bundle, ExampleBundle
 from ticketkit.runtime.choosing import Runtime, applied, choose
@@ -62,7 +63,7 @@ def compact(bundle: Bundle, ticket: Ticket, directory: Path, *, options: Runtime
 
 
 def _export(runtime: Runtime, bundle: Bundle, directory: Path, options: RuntimeOptions) -> None:
-    module: nn.Module = deepcopy(bundle.module).cpu().eval()
+    module: nn.Module = deepcopy(unwrap(bundle.module)).cpu().eval()
     example: tuple[Any, ...] | None = None
     if isinstance(bundle, ExampleBundle):
         inputs = bundle.example(options.seconds, options.batch)
