@@ -73,9 +73,9 @@ def rules(config: StudyConfig, judge: Judge) -> str:
     return (
         f"Dev selects, test confirms. A network matches another when it is worse by less than "
         f"{judge.number(config.margin)}{points} of {judge.metric}; this, and being better, must be shown at "
-        f"{config.confidence:.0%} by a paired bootstrap over seeds and examples ({config.resamples:,} resamples) and "
-        "by a t-test that knows how few the seeds are. One-sided p-values are corrected by Holm's method within a table, "
-        "for matching, being better and being worse apart. What is shown neither way is not decided."
+        f"{config.confidence:.0%} by a paired bootstrap over seeds and examples ({config.resamples:,} resamples) "
+        "and by a t-test that knows how few the seeds are. One-sided p-values are corrected by Holm's method within a "
+        "table, for matching, being better and being worse apart. What is shown neither way is not decided."
     )
 
 
