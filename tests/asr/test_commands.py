@@ -229,3 +229,29 @@ def test_a_prepared_corpus_is_trained_on_by_its_manifests(trained: Path, tmp_pat
         cwd=trained,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_bench_compares_every_form_and_says_what_to_use(trained: Path) -> None:
+    done = ticketkit("bench", TICKET, "--seconds", "0.3", "--batch", "1", "--batch", "2", "--repeats", "3", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    for form in ("dense", "auto", "sparse", "dense int8", "auto fp16"):
+        assert f"│ {form} " in done.stdout
+    assert "sparse: " in done.stdout
+    assert "on this machine, with 1 threads and batches of 1: " in done.stdout
+    assert "compact: left out: nothing can be compacted" in done.stdout or "│ compact " in done.stdout
+
+
+def test_an_export_has_a_model_card_of_what_was_measured(trained: Path) -> None:
+    done = ticketkit("export", TICKET, "--runtime", "compressed", "--to", "card", "--licence", "cc0-1.0", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    card = (trained / "card" / "README.md").read_text()
+    facts = json.loads((trained / "card" / "export.json").read_text())
+    assert card.startswith("---\nlibrary_name: ticketkit\nlicense: cc0-1.0\n")
+    measured = json.loads((trained / "run" / "test.json").read_text())["1"]
+    assert f"| test wer, this ticket | {100 * measured['wer']:.2f} % |" in card
+    assert f"{facts['kept']:,} of {facts['total']:,} weights in scope" in card
+    for name, file in facts["files"].items():
+        assert f"| `{name}` | {file['bytes']:,} | `{file['sha256']}` |" in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    used = subprocess.run([sys.executable, "-c", code], cwd=trained / "card", capture_output=True, text=True)
+    assert used.returncode == 0, used.stderr

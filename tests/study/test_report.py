@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_dev_selects_and_test_confirms(
     base = collect(jobs(config, ("existence",)), whole)
     points = constructed(config, rates, dev, base)
     chapter = existence.chapter(Evidence(config, points, judge_of(config), whole, {}))
-    assert [answer.verdict for answer in chapter.answers] == verdicts
+    assert [answer.verdict for answer in chapter.answers[1:]] == verdicts
 
 
 def test_tables_mark_what_dev_chose(whole: StudyDirectory) -> None:
@@ -142,3 +143,18 @@ def test_tables_mark_what_dev_chose(whole: StudyDirectory) -> None:
     assert ladder.marked == {1, 2}
     assert "best 70.0 %, extreme 49.2 %" in ladder.note
     assert points.get(Arm("mlp", "imp"), 1, OWN) is not None
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.05, "yes"), (0.6, "no"), (0.21, "not decided")])
+def test_a_ticket_as_sparse_as_the_papers_is_looked_for_in_the_whole_ladder(
+    whole: StudyDirectory, rate: float, verdict: str
+) -> None:
+    config = toy_study("existence")
+    base = collect(jobs(config, ("existence",)), whole)
+    points = constructed(config, {0: 0.2, 1: 0.2, 2: 0.2, 3: rate}, dict.fromkeys(range(4), 0.2), base)
+    thin = points.found[Arm("mlp", "imp"), 3, OWN]
+    kept = [replace(one, record=one.record.model_copy(update={"kept": one.record.total // 6})) for one in thin.places]
+    found = {**points.found, (thin.arm, 3, OWN): replace(thin, places=tuple(kept))}
+    chapter = existence.chapter(Evidence(config, Points(found), judge_of(config), whole, {}))
+    assert "at most 21.0 % of the scope" in chapter.answers[0].question
+    assert chapter.answers[0].verdict == verdict

@@ -1,11 +1,13 @@
 """A study's report: every chapter written as one page, as Markdown and as CSV."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
+from ticketkit.errors import DataError
 from ticketkit.plugins import Plugins
 from ticketkit.results import environment
 from ticketkit.storage import write_text_atomically
@@ -92,7 +94,12 @@ def _costs(config: StudyConfig, done: Sequence[Job], study: StudyDirectory, plug
     rounds = [0, *(structure.levels if structure else ())]
     measured = {}
     for job in chosen:
-        if (found := costs(study.run(job.id), plugins, rounds=[*rounds, *(job.levels or ())])) is not None:
+        try:
+            found = costs(study.run(job.id), plugins, rounds=[*rounds, *(job.levels or ())])
+        except DataError as error:
+            warnings.warn(f"{job.id}: its costs are left out of the report: {error}", stacklevel=2)
+            continue
+        if found is not None:
             measured[job.id] = found
     return measured
 

@@ -1,5 +1,6 @@
 """Existence: is there a ticket that does as well as the dense network, and how sparse is it?"""
 
+from collections.abc import Mapping
 from itertools import combinations
 from statistics import mean
 
@@ -12,6 +13,8 @@ from ticketkit.study.judging import Judgement, count, probability, share
 from ticketkit.study.ladder import IMP
 from ticketkit.study.points import Point
 
+PAPERS_DENSEST = 0.21
+"""What is left in the densest of the paper's extreme tickets, the CNN-LSTM's on LibriSpeech."""
 CLAIM = (
     "Tickets of 4 to 21 % of the weights, found by iterative magnitude pruning and rewound to their first weights, "
     "match the dense network: CNN-LSTM 21.0 %, Conformer 16.8 %, RNN-T 10.7 % on LibriSpeech, CNN-LSTM 4.4 % on "
@@ -33,6 +36,7 @@ def chapter(evidence: Evidence) -> Chapter:
         judged = evidence.judge.judged(
             {point.level: evidence.judge.compare(point.test, ladder[0].test) for point in ladder[1:]}
         )
+        answers.append(_sparse_enough(evidence, variant, ladder, judged))
         answers += _answers(evidence, variant, ladder)
         parts += [
             _table(evidence, variant, ladder, judged),
@@ -42,6 +46,25 @@ def chapter(evidence: Evidence) -> Chapter:
             _trainings(evidence, variant, ladder),
         ]
     return Chapter("existence", "Is there a ticket?", CLAIM, answers, parts)
+
+
+def _sparse_enough(evidence: Evidence, variant: str, ladder: list[Point], judged: Mapping[int, Judgement]) -> Answer:
+    """Return whether some ticket as sparse as the paper's matches the dense network, corrected for the whole ladder."""
+    sparse = [point for point in ladder[1:] if round(point.density, 3) <= PAPERS_DENSEST and point.level in judged]
+    matching = [point for point in sparse if judged[point.level].as_good == "yes"]
+    question = (
+        f"{variant}: does a ticket of at most {share(PAPERS_DENSEST)} of the scope match the dense network on test?"
+    )
+    if not matching:
+        worse = bool(sparse) and all(judged[point.level].as_good == "no" for point in sparse)
+        return Answer(question, "no" if worse else "not decided", f"None of {len(sparse)} is shown to match.")
+    last = matching[-1]
+    said = (
+        f"The sparsest that is shown to has {share(last.density)}: {evidence.judge.mean(last.test)} against "
+        f"{evidence.judge.mean(ladder[0].test)} {evidence.judge.unit}, p = {probability(judged[last.level].p_match)}, "
+        f"corrected for {len(judged)} tickets."
+    )
+    return Answer(question, "yes", said)
 
 
 def _answers(evidence: Evidence, variant: str, ladder: list[Point]) -> list[Answer]:
