@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from ticketkit.errors import ConfigError, StorageError
 from ticketkit.ledger import Ledger
 from ticketkit.results import RESULTS_FILE
-from ticketkit.storage import canonical_json, file_system_errors, write_text_atomically
+from ticketkit.storage import file_system_errors, write_text_atomically
 from ticketkit.study.config import StudyConfig, parse_study
 from ticketkit.study.examinations import is_examined
 from ticketkit.study.jobs import Job
@@ -48,10 +48,10 @@ class StudyDirectory:
     def claim(self, config: StudyConfig) -> None:
         """Write the config; raise `ConfigError` if another study, whose runs would not fit, is there."""
         found = self._read() if self.exists() else None
-        wanted = json.loads(canonical_json(config.model_dump(mode="json")))
+        wanted = config.model_dump(mode="json")  # in the config's own order, which is that of the report
         if found is not None and any(found.get(key) != wanted[key] for key in ("base", "threads")):
             raise ConfigError(f"{self.path} holds a study with another base; choose another --out")
-        if found != wanted:
+        if json.dumps(found) != json.dumps(wanted):
             write_text_atomically(self.path / CONFIG_FILE, json.dumps(wanted, indent=1))
 
     def exists(self) -> bool:

@@ -23,7 +23,7 @@ def chapter(evidence: Evidence) -> Chapter:
         {
             (name, point.level): (point.test, single.test)
             for name, points in ladders.items()
-            for point in points
+            for point in _compared(points, section.levels)
             if (single := evidence.points.get(Arm(section.variant, IMP), point.level)) is not None
         }
     )
@@ -35,6 +35,11 @@ def chapter(evidence: Evidence) -> Chapter:
 
 def _points(evidence: Evidence, variant: str, name: str) -> list[Point]:
     return [point for point in evidence.points.ladder(Arm(variant, name)) if point.level > 0]
+
+
+def _compared(points: list[Point], levels: list[int]) -> list[Point]:
+    """Return the points at the levels of the study; of a granularity with a density of its own, its only one."""
+    return [point for point in points if point.level in levels or len(points) == 1]
 
 
 def _answers(judged: dict[tuple[str, int], Judgement]) -> list[Answer]:
@@ -58,8 +63,8 @@ def _table(evidence: Evidence, ladders: dict[str, list[Point]], judged: dict[tup
     singles = [point for level in levels if (point := evidence.points.get(Arm(variant, IMP), level))]
     rows = [_row(evidence, "weight", point, None) for point in singles]
     for name, points in ladders.items():
-        shown = [point for point in points if point.level in levels or len(points) == 1]
-        rows += [_row(evidence, name, point, judged.get((name, point.level))) for point in shown]
+        compared = _compared(points, levels)
+        rows += [_row(evidence, name, point, judged.get((name, point.level))) for point in compared]
     sizes = ("granularity", "round", "scope left", "model left", "MACs", "time of a pass")
     headings = (*sizes, f"test {judge.unit}", "against single weights", "p (match)", "verdict")
     dense = evidence.dense(variant)
