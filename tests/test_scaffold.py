@@ -154,7 +154,7 @@ def test_new_plugins_of_every_kind_take_part_in_one_run(tmp_path: Path, monkeypa
         assert (used.distribution, len(used.options)) == (f"ticketkit-my-{kind}", 1)
     lines = Path("run/my_observer.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2]
-    assert {path.name for path in Path("shipped").iterdir()} == {"export.json", "sparse.safetensors"}
+    assert {path.name for path in Path("shipped").iterdir()} == {"README.md", "export.json", "sparse.safetensors"}
 
 
 # Names
