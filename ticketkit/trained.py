@@ -8,6 +8,7 @@ from ticketkit.building import made
 from ticketkit.config import RunConfig
 from ticketkit.errors import ConfigError
 from ticketkit.experiment import CONFIG_FILE, read_config
+from ticketkit.export import export
 from ticketkit.ledger import Ledger
 from ticketkit.plugins import Plugins
 from ticketkit.rng import seeded
@@ -28,6 +29,15 @@ class TrainedTicket:
     def run(self) -> dict[str, Any]:
         """What the run names as its backbone and its corpus."""
         return self.config.model_dump(mode="json", include={"backbone", "corpus"})
+
+    def export(self, to: str | Path, *, runtime: str = "auto", plugins: Plugins, **options: Any) -> dict[str, Any]:
+        """Write the network into a new folder in the form that an exporter gives it; return what `export.json` says.
+
+        `runtime` is the exporter's name, `options` its options, such as `dtype="fp16"`; `ticketkit.load_exported` reads
+        the folder. Raises what `ticketkit export` prints: `ConfigError`, `StorageError`, `TicketError`.
+        """
+        exporter = plugins.choose("exporter", {"name": runtime, **options})
+        return export(self.bundle, self.ticket, Path(to), exporter, run=self.run)
 
     def corpus(self, plugins: Plugins) -> Corpus:
         """Open the corpus that the run was trained on."""

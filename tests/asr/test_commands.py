@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 
 from tests.conftest import CommandLine
+from ticketkit import Plugins, StorageError, load_exported, open_trained
 
 pytest.importorskip("espeakng_loader", reason="speech is synthesised: pip install 'ticketkit[synth]'")
 
@@ -255,3 +257,17 @@ def test_an_export_has_a_model_card_of_what_was_measured(trained: Path) -> None:
     code = card.partition("```python\n")[2].partition("```")[0]
     used = subprocess.run([sys.executable, "-c", code], cwd=trained / "card", capture_output=True, text=True)
     assert used.returncode == 0, used.stderr
+
+
+def test_a_trained_ticket_exports_itself_as_the_command_does(trained: Path, tmp_path: Path) -> None:
+    plugins = Plugins.discover()
+    opened = open_trained(trained / TICKET, plugins)
+    facts = opened.export(tmp_path / "half", runtime="dense", dtype="fp16", plugins=plugins)
+    assert facts["run"] == opened.run
+    loaded = load_exported(tmp_path / "half", plugins)
+    features, lengths = opened.bundle.example(0.5, 1)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        expected = opened.bundle.module.eval()(features, lengths)[0]
+        assert torch.allclose(loaded.bundle.module(features, lengths)[0], expected, atol=1e-2)
+    with pytest.raises(StorageError, match="exists already"):
+        opened.export(tmp_path / "half", plugins=plugins)
