@@ -15,4 +15,5 @@ collect_ignore = [
     "speech.py",
     "transducer.py",
     "waiting.py",
+    "inference.py",
 ]
