@@ -1,6 +1,7 @@
 """A matrix with zeros times columns, in four forms: dense, CSR, BSR, and compacted to rows and columns that count."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Literal
@@ -16,16 +17,16 @@ BLOCK = 4
 """Rows and columns of a BSR block; MKL takes square ones only."""
 
 
-class Product(nn.Module):
+class Product(nn.Module, ABC):
     """`product(x, offset)` is matrix @ x + offset, for x (columns, n) and an offset (rows, n) or (rows, 1)."""
 
     form: Form
     varying: ClassVar[frozenset[str]] = frozenset()
     """Buffers whose lengths depend on what is zero."""
 
+    @abstractmethod
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return (rows, n)."""
-        raise NotImplementedError
 
     def vector(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return (rows,) for one column (columns,) and an offset (rows,): what a single sequence needs at each step."""
@@ -55,17 +56,18 @@ class DenseProduct(Product):
         return torch.addmv(offset, self.matrix, x)
 
 
-class CsrProduct(Product):
-    """Compressed rows: values and column indices of what is not zero."""
+class CompressedProduct(Product):
+    """Rows compressed to their values and the columns of these, as torch's CSR and BSR have them."""
 
-    form: Form = "csr"
+    layout: ClassVar[torch.layout]
     varying = frozenset({"columns", "values"})
 
-    def __init__(self, matrix: Tensor) -> None:
-        super().__init__()
-        with _quietly():
-            sparse = matrix.to_sparse_csr()
-        self.shape = tuple(matrix.shape)
+    def check(self) -> None:
+        """Raise `ValueError` if the buffers are no matrix of this shape."""
+        _checked(self._matrix)
+
+    def _keep(self, sparse: Tensor) -> None:
+        self.shape = tuple(sparse.shape)
         self.register_buffer("rows", sparse.crow_indices().int())
         self.register_buffer("columns", sparse.col_indices().int())
         self.register_buffer("values", sparse.values())
@@ -73,6 +75,27 @@ class CsrProduct(Product):
         self.columns: Tensor
         self.values: Tensor
         self._built: tuple[tuple[Tensor, ...], Tensor] | None = None
+
+    def _matrix(self) -> Tensor:
+        """Return the sparse tensor over the buffers, made anew when these have been replaced."""
+        parts = (self.rows, self.columns, self.values)
+        if self._built is None or any(new is not old for new, old in zip(parts, self._built[0], strict=True)):
+            with _quietly():
+                made = torch.sparse_compressed_tensor(*parts, self.shape, layout=self.layout, check_invariants=True)
+            self._built = parts, made
+        return self._built[1]
+
+
+class CsrProduct(CompressedProduct):
+    """Compressed rows: values and column indices of what is not zero."""
+
+    form: Form = "csr"
+    layout = torch.sparse_csr
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        with _quietly():
+            self._keep(matrix.to_sparse_csr())
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return (rows, n)."""
@@ -82,39 +105,19 @@ class CsrProduct(Product):
         """Return (rows,); MKL multiplies a vector twice as fast as a matrix of one column."""
         return torch.addmv(offset, self._matrix(), x)
 
-    def check(self) -> None:
-        """Raise `ValueError` if the buffers are no matrix of this shape."""
-        _checked(self._matrix)
 
-    def _matrix(self) -> Tensor:
-        """Return the sparse tensor over the buffers, made anew when these have been replaced."""
-        parts = (self.rows, self.columns, self.values)
-        if self._built is None or any(new is not old for new, old in zip(parts, self._built[0], strict=True)):
-            with _quietly():
-                self._built = parts, torch.sparse_csr_tensor(*parts, self.shape, check_invariants=True)
-        return self._built[1]
-
-
-class BsrProduct(Product):
+class BsrProduct(CompressedProduct):
     """Compressed rows of square blocks; the matrix is padded with zeros to whole blocks."""
 
     form: Form = "bsr"
-    varying = frozenset({"columns", "values"})
+    layout = torch.sparse_bsr
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
         self.height, self.width = matrix.shape
         padded = nn.functional.pad(matrix, (0, -self.width % BLOCK, 0, -self.height % BLOCK))
         with _quietly():
-            sparse = padded.to_sparse_bsr((BLOCK, BLOCK))
-        self.shape = tuple(padded.shape)
-        self.register_buffer("rows", sparse.crow_indices().int())
-        self.register_buffer("columns", sparse.col_indices().int())
-        self.register_buffer("values", sparse.values())
-        self.rows: Tensor
-        self.columns: Tensor
-        self.values: Tensor
-        self._built: tuple[tuple[Tensor, ...], Tensor] | None = None
+            self._keep(padded.to_sparse_bsr((BLOCK, BLOCK)))
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return (rows, n)."""
@@ -123,16 +126,9 @@ class BsrProduct(Product):
 
     def check(self) -> None:
         """Raise `ValueError` if the buffers are no matrix of this shape."""
-        _checked(self._matrix)
+        super().check()
         if self.values.shape[1:] != (BLOCK, BLOCK):
             raise ValueError(f"blocks of {tuple(self.values.shape[1:])}, not of {(BLOCK, BLOCK)}")
-
-    def _matrix(self) -> Tensor:
-        parts = (self.rows, self.columns, self.values)
-        if self._built is None or any(new is not old for new, old in zip(parts, self._built[0], strict=True)):
-            with _quietly():
-                self._built = parts, torch.sparse_bsr_tensor(*parts, self.shape, check_invariants=True)
-        return self._built[1]
 
 
 class CompactProduct(Product):

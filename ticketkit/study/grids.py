@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from math import log
 from typing import Any
 
@@ -97,40 +98,26 @@ def transfer(config: StudyConfig, seed: int) -> Iterator[Job]:
         yield ladder(config, study.variant, seed, layer, up_to(study.levels), named=f"{study.variant}@{corpus}")
     for target, layer in study.targets.items():
         named = f"{study.variant}@{target}"
+        moved = partial(single, config, study.variant, seed, layer, named=named)
         for source in study.sources:
             if source == target:
                 continue
             imp = run_id(f"{study.variant}@{source}", IMP, seed)
             if "trained" in study.starts:
-                yield single(
-                    config,
-                    study.variant,
-                    seed,
-                    layer,
-                    named=named,
+                yield moved(
                     arm=f"dense_from_{source}",
                     level=0,
                     weights=WeightsOrigin(imp, 0, "trained"),
                 )
             for level in study.levels:
                 for start in study.starts:
-                    yield single(
-                        config,
-                        study.variant,
-                        seed,
-                        layer,
-                        named=named,
+                    yield moved(
                         arm=f"{start}_from_{source}",
                         level=level,
                         mask=MaskOrigin(imp, level),
                         weights=WeightsOrigin(imp, level, start),
                     )
-                yield single(
-                    config,
-                    study.variant,
-                    seed,
-                    layer,
-                    named=named,
+                yield moved(
                     arm=f"shuffled_from_{source}",
                     level=level,
                     mask=MaskOrigin(imp, level, shuffle="parameter"),
