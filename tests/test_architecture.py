@@ -79,6 +79,8 @@ ORDER = [
     "plugins",
     "observers",
     "imp",
+    "adapters.holding",
+    "adapters",
     "config",
     "origins",
     "building",
