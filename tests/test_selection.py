@@ -18,6 +18,7 @@ Select = Callable[[Scores, Mask, int], Mask]
 Case = tuple[dict[str, torch.Tensor], Mask, int]
 
 engine = importlib.import_module("ticketkit.selection")
+reading = importlib.import_module("ticketkit.contenders")
 
 
 def by_sorting(scored: Scores, mask: Mask, keep: int) -> Mask:
@@ -110,8 +111,8 @@ def test_select_meets_every_law(case: Case) -> None:
 @given(case=selections(), chunk=st.sampled_from([8, 16, 64]), sample=st.integers(1, 40), undecided=st.integers(0, 10))
 def test_select_meets_every_law_through_every_path(case: Case, chunk: int, sample: int, undecided: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "CHUNK", chunk)
-        patch.setattr(engine, "SAMPLE", sample)
+        patch.setattr(reading, "CHUNK", chunk)
+        patch.setattr(reading, "SAMPLE", sample)
         patch.setattr(engine, "UNDECIDED", undecided)
         for law in LAWS:
             law(select, case)
@@ -123,7 +124,7 @@ def test_the_bracket_and_the_radix_search_find_one_threshold(case: Case) -> None
     if not 0 < keep < mask.kept:
         return
     dtype = torch.float64 if next(iter(scored.values())).dtype is torch.float64 else torch.float32
-    pool = engine._Pool(scored, mask, tuple(mask), dtype)
+    pool = reading.Contenders.of(scored, mask, tuple(mask), dtype)
     assert engine._radix_threshold(pool, keep) == engine._bracketed_threshold(pool, keep)
 
 
@@ -301,8 +302,8 @@ def test_same_bits_for_any_threads_chunks_and_path(dtype: torch.dtype, monkeypat
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for chunk, sample, undecided in [(1 << 18, 1 << 17, 1 << 22), (4096, 64, 1 << 22), (1 << 16, 512, 0)]:
-                monkeypatch.setattr(engine, "CHUNK", chunk)
-                monkeypatch.setattr(engine, "SAMPLE", sample)
+                monkeypatch.setattr(reading, "CHUNK", chunk)
+                monkeypatch.setattr(reading, "SAMPLE", sample)
                 monkeypatch.setattr(engine, "UNDECIDED", undecided)
                 assert select(scored, mask, keep) == expected
     finally:

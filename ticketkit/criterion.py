@@ -1,14 +1,16 @@
 """What a weight is worth: the inputs a criterion gets, the scores it returns, and the checks every score passes."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
+from ticketkit.distributed import rank
 from ticketkit.errors import ConfigError, ScoreError
 from ticketkit.mask import Mask, shape_differences
 from ticketkit.probe import Probe
+from ticketkit.sharding import Part, any_sharded, is_sharded, local, part_like, with_local
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ class ElementwiseScores(Mapping[str, torch.Tensor]):
         self._operands = operands
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        shape = self._operands[0][name].shape
-        return self.flat_slice(name, 0, shape.numel()).reshape(shape)
+        first = self._operands[0][name]
+        own = self.here([name]) if is_sharded(first) else self
+        shape = local(first).shape
+        return with_local(own.flat_slice(name, 0, shape.numel()).reshape(shape), first)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._operands[0])
@@ -79,6 +83,17 @@ class ElementwiseScores(Mapping[str, torch.Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one parameter's scores without computing them."""
         return tuple(self._operands[0][name].shape)
+
+    def layout(self, name: str) -> torch.Tensor:
+        """Return a tensor that is shaped and placed as one parameter's scores are."""
+        return self._operands[0][name]
+
+    def here(self, names: Iterable[str]) -> "ElementwiseScores":
+        """Return the scores of the parts of some parameters that this rank holds."""
+        parts = [
+            {name: part_like(operand[name], self._operands[0][name]) for name in names} for operand in self._operands
+        ]
+        return ElementwiseScores(self._function, *parts)
 
     def flat_slice(self, name: str, start: int, stop: int, step: int = 1) -> torch.Tensor:
         """Return the scores at flat indices `start:stop:step` of one parameter."""
@@ -93,6 +108,26 @@ def flat_slice(scores: Mapping[str, torch.Tensor], name: str, start: int, stop: 
     return scores[name].detach().reshape(-1)[start:stop:step]
 
 
+def parts_of(scores: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, Part] | None:
+    """Return which part of each parameter's scores this rank reads, or None if none of them is distributed.
+
+    Of scores that every rank has as a whole, beside others that are distributed, rank 0 reads all.
+    """
+    layouts = {name: scores.layout(name) if isinstance(scores, ElementwiseScores) else scores[name] for name in names}
+    if not any_sharded(layouts.values()):
+        return None
+    parts = {name: Part.of(tensor) for name, tensor in layouts.items()}
+    first = rank() == 0
+    return {name: part if is_sharded(layouts[name]) else replace(part, is_owned=first) for name, part in parts.items()}
+
+
+def here(scores: Mapping[str, torch.Tensor], names: Iterable[str]) -> Mapping[str, torch.Tensor]:
+    """Return the scores of the parts of some parameters that this rank holds."""
+    if isinstance(scores, ElementwiseScores):
+        return scores.here(list(names))
+    return {name: local(scores[name]) for name in names}
+
+
 def check_scores(scores: Mapping[str, torch.Tensor], mask: Mask) -> torch.dtype:
     """Return the dtype that holds every score exactly: float64 if any score has it, else float32.
 
@@ -103,7 +138,7 @@ def check_scores(scores: Mapping[str, torch.Tensor], mask: Mask) -> torch.dtype:
     shapes, dtypes = {}, set()
     for name in scores:
         if isinstance(scores, ElementwiseScores):
-            shapes[name], example = scores.shape(name), scores.flat_slice(name, 0, 0)
+            shapes[name], example = scores.shape(name), scores.here([name]).flat_slice(name, 0, 0)
         else:
             example = scores[name]
             if not isinstance(example, torch.Tensor):

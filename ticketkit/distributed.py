@@ -1,10 +1,11 @@
-"""One run on several ranks: one mask, decided by rank 0, broadcast as packed bits; and what only one of them writes."""
+"""One run on several ranks: what they tell each other, the one mask they hold, and what only one of them writes."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -12,11 +13,91 @@ from ticketkit.errors import MaskError
 from ticketkit.mask import Mask
 
 Result = TypeVar("Result")
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def rank() -> int:
     """Return this process's rank in the default process group, 0 without one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """Return the number of ranks in the default process group, 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class Ranks(Protocol):
+    """How those that work on one thing, each on a part of it, put their findings together."""
+
+    def each(self, work: Callable[[], Result]) -> Result:
+        """Return what this rank's own share of the work returns; what it raises on one rank, all raise."""
+        ...
+
+    def summed(self, counts: Array) -> Array:
+        """Return the sum over all ranks of an array of whole numbers."""
+        ...
+
+    def joined(self, values: Array) -> Array:
+        """Return a one-dimensional array of all ranks' values, those of rank 0 first; their numbers may differ."""
+        ...
+
+
+class Alone:
+    """A process that has all there is."""
+
+    def each(self, work: Callable[[], Result]) -> Result:
+        """Return what the work returns."""
+        return work()
+
+    def summed(self, counts: Array) -> Array:
+        """Return the array."""
+        return counts
+
+    def joined(self, values: Array) -> Array:
+        """Return the array."""
+        return values
+
+
+class AllRanks:
+    """All ranks of the default process group; each of them makes the same calls in the same order."""
+
+    def each(self, work: Callable[[], Result]) -> Result:
+        """Return what this rank's share of the work returns; a fault of one rank is raised on every rank."""
+        failure: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        failures: list[Exception | None] = [None] * ranks()
+        dist.all_gather_object(failures, failure)
+        for number, found in enumerate(failures):
+            if found is not None:
+                raise type(found)(f"rank {number}: {found}") from failure
+        return result
+
+    def summed(self, counts: Array) -> Array:
+        """Return the sum over all ranks."""
+        total = torch.from_numpy(counts.copy()).to(_device())
+        dist.all_reduce(total)
+        return total.cpu().numpy()
+
+    def joined(self, values: Array) -> Array:
+        """Return all ranks' values, padded on the way to the longest."""
+        lengths = self.summed(np.eye(ranks(), dtype=np.int64)[rank()] * len(values)).tolist()
+        padded = torch.zeros(max(lengths), dtype=torch.from_numpy(values[:0]).dtype, device=_device())
+        padded[: len(values)] = torch.from_numpy(values)
+        everyone = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(everyone, padded)
+        return np.concatenate([found[:length].cpu().numpy() for found, length in zip(everyone, lengths, strict=True)])
+
+
+ALONE, ALL_RANKS = Alone(), AllRanks()
+
+
+def _device() -> torch.device:
+    """Return the device from which the process group sends."""
+    on_gpu = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def once(write: Callable[[], Result]) -> Result:
@@ -68,10 +149,9 @@ def agreed(mask: Mask) -> Mask:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return mask
     _compare({name: tuple(shape) for name, shape in mask.shapes.items()}, "mask different parameters")
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     bits = {}
     for name in mask:
-        packed = torch.frombuffer(bytearray(mask.bits(name) or b"\0"), dtype=torch.uint8).to(device)
+        packed = torch.frombuffer(bytearray(mask.bits(name) or b"\0"), dtype=torch.uint8).to(_device())
         dist.broadcast(packed, src=0)
         bits[name] = bytes(packed.cpu().numpy())[: len(mask.bits(name))]
     decided = Mask.from_bits(mask.shapes, bits, aliases=mask.aliases)

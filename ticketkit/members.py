@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ticketkit.contenders import CHUNK
 from ticketkit.errors import ConfigError
 from ticketkit.granularity import Array, Labels
 from ticketkit.mask import Mask, Shape
-from ticketkit.selection import CHUNK
 
 
 @dataclass(frozen=True, eq=False)

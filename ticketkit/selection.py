@@ -4,33 +4,27 @@ Two passes over the scores, in chunks that fit a processor cache. A sorted sampl
 counts what lies above the bracket and collects the few scores inside it, which settle the threshold exactly; the second
 pass writes the mask and hands out ties in canonical order. When the bracket misses or ties overflow it, the threshold
 comes from a radix histogram over the scores' bit patterns, equally exact and in bounded memory.
+
+Of scores that are distributed over ranks, each rank reads its own. They exchange counts, the sample, the few undecided
+scores and in the end the bits of the mask: the same mask, bit for bit, as one rank would find.
 """
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
+from math import isqrt, prod
 from typing import Any
 
 import numpy as np
 import torch
 
-from ticketkit.criterion import check_scores, flat_slice
-from ticketkit.errors import BudgetError, ScoreError
+from ticketkit.contenders import Array, Contenders
+from ticketkit.criterion import check_scores
+from ticketkit.errors import BudgetError
 from ticketkit.mask import Mask
+from ticketkit.sharding import Part
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-CHUNK = 1 << 18  # scores per step; a multiple of 8, small enough for the second-level cache
-SAMPLE = 1 << 17  # scores that bracket the threshold
 UNDECIDED = 1 << 22  # scores inside the bracket that may be collected before the radix search takes over
-
-# For each byte of a packed mask, the highest score its eight weights may show: +inf if kept, -inf if pruned.
-KEPT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-CEILINGS = {
-    torch.float32: np.where(KEPT, np.float32(np.inf), np.float32(-np.inf)),
-    torch.float64: np.where(KEPT, np.inf, -np.inf),
-}
 
 
 def select(
@@ -46,6 +40,8 @@ def select(
     guarantees a number of weights to a parameter under a joint ranking: its own best are kept first, the rest is ranked
     jointly. Exact for ties: of equal scores the earlier is kept, by (order of names in `mask`, flat index). The result
     is the same for any order of `scores`, any chunk size, and any wider dtype; -0.0 and +0.0 are equal.
+
+    Scores may be distributed tensors (DTensor): every rank then calls this and gets the whole mask.
 
     Raises `ScoreError` for wrong names, shapes, dtypes or a NaN or infinite score of a weight that is still there, and
     `BudgetError` for a count below 0 or above what `mask` keeps.
@@ -63,11 +59,13 @@ def select(
             raise BudgetError(f"a count is needed for every parameter of the mask and no other; check {wrong}")
         bits: dict[str, bytes] = {}
         for name in mask:
-            bits |= _best(_Pool(scores, mask, (name,), dtype), whole_number(keep[name], f"keep[{name!r}]"))
+            bits |= _best(Contenders.of(scores, mask, (name,), dtype), whole_number(keep[name], f"keep[{name!r}]"))
         return Mask.from_bits(mask.shapes, bits, aliases=mask.aliases)
     budget = whole_number(keep, "keep")
     if not floors:
-        return Mask.from_bits(mask.shapes, _best(_Pool(scores, mask, tuple(mask), dtype), budget), aliases=mask.aliases)
+        return Mask.from_bits(
+            mask.shapes, _best(Contenders.of(scores, mask, tuple(mask), dtype), budget), aliases=mask.aliases
+        )
     if unknown := sorted(floors.keys() - mask.keys()):
         raise BudgetError(f"floors name parameters that the mask does not cover: {unknown}")
     guaranteed = select(scores, mask, {name: floors.get(name, 0) for name in mask})
@@ -84,14 +82,6 @@ def whole_number(value: Any, what: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """A run of consecutive weights of one parameter; pruned ones score -inf (or NaN, if that was their score)."""
-
-    name: str
-    values: Array
-
-
-@dataclass(frozen=True)
 class _Threshold:
     """Scores above `value` are kept, and the first `ties` of those equal to it."""
 
@@ -99,83 +89,47 @@ class _Threshold:
     ties: int
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """The weights that are ranked together."""
-
-    scores: Mapping[str, torch.Tensor]
-    mask: Mask
-    names: tuple[str, ...]
-    dtype: torch.dtype
-
-    @property
-    def alive(self) -> int:
-        counts = self.mask.counts
-        return sum(counts[name] for name in self.names)
-
-    def chunks(self, *, check: bool = False) -> Iterator[_Chunk]:
-        """Yield the scores in canonical order; with `check`, raise `ScoreError` at the first that is not finite."""
-        sizes, counts = self.mask.sizes, self.mask.counts
-        for name in self.names:
-            bits = np.frombuffer(self.mask.bits(name), np.uint8)
-            full = counts[name] == sizes[name]
-            for start in range(0, sizes[name], CHUNK):
-                stop = min(start + CHUNK, sizes[name])
-                values = self._values(name, start, stop)
-                packed = bits[start // 8 : (stop + 7) // 8]
-                if check and not np.isfinite(values).all():
-                    _check_finite(name, values[np.unpackbits(packed, count=len(values), bitorder="little") == 1])
-                if not full:
-                    ceilings = np.take(CEILINGS[self.dtype], packed, axis=0)
-                    values = np.minimum(values, ceilings.reshape(-1)[: len(values)])
-                yield _Chunk(name, values)
-
-    def sorted_sample(self) -> Array:
-        """Return about `SAMPLE` scores of kept weights, evenly spaced over all, in rising order."""
-        sizes = self.mask.sizes
-        stride = max(1, sum(sizes[name] for name in self.names) // SAMPLE) | 1
-        sampled = []
-        for name in self.names:
-            values = self._values(name, 0, sizes[name], stride)
-            index = np.arange(0, sizes[name], stride)
-            bits = np.frombuffer(self.mask.bits(name), np.uint8)
-            sampled.append(values[(bits[index >> 3] >> (index & 7) & 1).astype(np.bool_)])
-        sample = np.concatenate(sampled)
-        return np.sort(sample[np.isfinite(sample)])
-
-    def _values(self, name: str, start: int, stop: int, step: int = 1) -> Array:
-        return flat_slice(self.scores, name, start, stop, step).to("cpu", self.dtype).numpy()
+def _best(contenders: Contenders, keep: int) -> dict[str, bytes]:
+    """Return the packed bits of the best `keep` weights of the contenders."""
+    if not 0 <= keep <= contenders.alive:
+        where = (
+            f"parameter {contenders.names[0]!r} has"
+            if len(contenders.names) == 1
+            else f"{len(contenders.names)} parameters have"
+        )
+        raise BudgetError(
+            f"cannot keep {keep} weights: {where} {contenders.alive} left; choose a count from 0 to {contenders.alive}"
+        )
+    if keep in (0, contenders.alive):
+        contenders.ranks.each(contenders.check)
+        return contenders.whole({name: bits if keep else bytes(len(bits)) for name, bits in contenders.bits.items()})
+    threshold = _bracketed_threshold(contenders, keep) or _radix_threshold(contenders, keep)
+    return contenders.whole(_write(contenders, threshold))
 
 
-def _best(pool: _Pool, keep: int) -> dict[str, bytes]:
-    """Return the packed bits of the best `keep` weights of the pool."""
-    alive = pool.alive
-    if not 0 <= keep <= alive:
-        where = f"parameter {pool.names[0]!r} has" if len(pool.names) == 1 else f"{len(pool.names)} parameters have"
-        raise BudgetError(f"cannot keep {keep} weights: {where} {alive} left; choose a count from 0 to {alive}")
-    if keep in (0, alive):
-        for _ in pool.chunks(check=True):
-            pass
-        return {name: pool.mask.bits(name) if keep else bytes(len(pool.mask.bits(name))) for name in pool.names}
-    return _write(pool, _bracketed_threshold(pool, keep) or _radix_threshold(pool, keep))
-
-
-def _bracketed_threshold(pool: _Pool, keep: int) -> _Threshold | None:
+def _bracketed_threshold(contenders: Contenders, keep: int) -> _Threshold | None:
     """Return the exact threshold if a sample brackets it closely, else None; checks that all scores are finite."""
-    low, high = _bracket(pool.sorted_sample(), keep / pool.alive)
+    low, high = _bracket(contenders.sorted_sample(), keep / contenders.alive)
+    above, inside = contenders.ranks.each(lambda: _compared(contenders, low, high))
+    above, collected = map(int, contenders.ranks.summed(np.array([above, sum(map(len, inside))])))
+    rank = keep - above
+    if collected > UNDECIDED or not 0 < rank <= collected:
+        return None
+    undecided = contenders.ranks.joined(np.concatenate([contenders.empty, *inside]))
+    value = float(np.partition(undecided, collected - rank)[collected - rank])
+    return _Threshold(value, rank - int(np.count_nonzero(undecided > value)))
+
+
+def _compared(contenders: Contenders, low: float, high: float) -> tuple[int, list[Array]]:
+    """Return how many scores lie above a bracket, and those inside; of too many, the first."""
     above, collected, inside = 0, 0, []
-    for chunk in pool.chunks(check=True):
+    for chunk in contenders.chunks(check=True):
         over = chunk.values > high
         above += int(np.count_nonzero(over))
         if collected <= UNDECIDED:
             inside.append(chunk.values[(chunk.values >= low) ^ over])
             collected += len(inside[-1])
-    rank = keep - above
-    if collected > UNDECIDED or not 0 < rank <= collected:
-        return None
-    undecided = np.concatenate(inside)
-    value = float(np.partition(undecided, collected - rank)[collected - rank])
-    return _Threshold(value, rank - int(np.count_nonzero(undecided > value)))
+    return above, inside
 
 
 def _bracket(sample: Array, density: float) -> tuple[float, float]:
@@ -189,46 +143,69 @@ def _bracket(sample: Array, density: float) -> tuple[float, float]:
     return low, high
 
 
-def _radix_threshold(pool: _Pool, keep: int) -> _Threshold:
+def _radix_threshold(contenders: Contenders, keep: int) -> _Threshold:
     """Return the exact threshold by histograms of 16 bits at a time, highest first."""
-    width = 8 * pool.dtype.itemsize
+    width = 8 * contenders.dtype.itemsize
     prefix, rank = 0, keep
     for shift in range(width - 16, -1, -16):
         histogram = np.zeros(1 << 16, np.int64)
-        for chunk in pool.chunks():
+        for chunk in contenders.chunks():
             keys = _ordered_keys(chunk.values[chunk.values > -np.inf])
             if shift < width - 16:
                 keys = keys[keys >> (shift + 16) == prefix]
             histogram += np.bincount((keys >> shift & 0xFFFF).astype(np.intp), minlength=1 << 16)
-        from_top = np.cumsum(histogram[::-1])
+        from_top = np.cumsum(contenders.ranks.summed(histogram)[::-1])
         skipped = int(np.searchsorted(from_top, rank))
         rank -= int(from_top[skipped - 1]) if skipped else 0
         prefix = prefix << 16 | 0xFFFF - skipped
     return _Threshold(_score_of_key(prefix, width), rank)
 
 
-def _write(pool: _Pool, threshold: _Threshold) -> dict[str, bytes]:
-    """Return packed bits: everything above the threshold, and the first ties in canonical order."""
-    packed: dict[str, list[bytes]] = {name: [] for name in pool.names}
-    ties = threshold.ties
-    for chunk in pool.chunks():
+def _write(contenders: Contenders, threshold: _Threshold) -> dict[str, bytes]:
+    """Return packed bits of what is here: everything above the threshold, and the first ties in canonical order."""
+    packed: dict[str, list[bytes]] = {name: [] for name in contenders.sizes}
+    ties = {"": threshold.ties} if contenders.parts is None else _own_ties(contenders, contenders.parts, threshold)
+    for chunk in contenders.chunks():
         kept = chunk.values > threshold.value
-        if ties:
-            equal = np.flatnonzero(chunk.values == threshold.value)[:ties]
+        share = "" if contenders.parts is None else chunk.name
+        if ties[share]:
+            equal = np.flatnonzero(chunk.values == threshold.value)[: ties[share]]
             kept[equal] = True
-            ties -= len(equal)
+            ties[share] -= len(equal)
         packed[chunk.name].append(np.packbits(kept, bitorder="little").tobytes())
     return {name: b"".join(parts) for name, parts in packed.items()}
 
 
-def _check_finite(name: str, alive: Array) -> None:
-    """Raise `ScoreError` when a weight that is still there has a NaN or infinite score."""
-    bad = alive[~np.isfinite(alive)]
-    if len(bad):
-        raise ScoreError(
-            f"score of parameter {name!r} is {bad[0]} for at least {len(bad)} weights; only finite scores can be "
-            "ranked. Did the training diverge, or the criterion divide by zero?"
-        )
+def _own_ties(contenders: Contenders, parts: Mapping[str, Part], threshold: _Threshold) -> dict[str, int]:
+    """Return how many ties to keep in each part that is here, so that all ranks keep the first in canonical order.
+
+    Parameters are settled by counts alone; inside the one where ties run out, a bisection of counts finds the place.
+    """
+    here = dict.fromkeys(parts, 0)
+    for chunk in contenders.chunks():
+        here[chunk.name] += int(np.count_nonzero(chunk.values == threshold.value))
+    everywhere = contenders.ranks.summed(np.array(list(here.values()), np.int64))
+    left = threshold.ties
+    for name, found in zip(here, everywhere.tolist(), strict=True):
+        if found > left:
+            here[name] = _ties_before(contenders, parts[name], name, threshold.value, left) if left else 0
+        left -= min(found, left)
+    return {name: here[name] for name in contenders.sizes}
+
+
+def _ties_before(contenders: Contenders, part: Part, name: str, value: float, ties: int) -> int:
+    """Return how many of the first `ties` scores of a parameter that equal `value` are here."""
+    runs, start = [np.empty(0, np.int64)], 0
+    for chunk in contenders.chunks(name):
+        runs.append(start + np.flatnonzero(chunk.values == value))
+        start += len(chunk.values)
+    positions = part.positions(np.concatenate(runs))
+    low, high = 0, prod(part.shape)  # as many ties as asked for lie before `high`, fewer before `low`
+    while high - low > 1:
+        middle = (low + high) // 2
+        before = np.array([np.searchsorted(positions, middle)])
+        low, high = (low, middle) if contenders.ranks.summed(before)[0] >= ties else (middle, high)
+    return int(np.searchsorted(positions, high))
 
 
 def _ordered_keys(values: Array) -> Array:

@@ -11,7 +11,7 @@ from networks import Weights, described, large_weights
 from torch import nn
 from torch.nn.utils import prune
 
-import ticketkit.selection
+import ticketkit.contenders
 from ticketkit import Mask, ScoreInputs, select
 from ticketkit.builtin.weight_criteria import magnitude
 
@@ -171,12 +171,12 @@ def exactness(quick: bool) -> Iterator[Figure]:
 def digests_of_one_selection(scores: torch.Tensor, keep: int, devices: list[str]) -> Iterator[str]:
     """Yield the digest of the mask for every thread count, chunk size and device; leave the settings as they were."""
     mask = Mask.ones({"w": tuple(scores.shape)})
-    chunk, threads = ticketkit.selection.CHUNK, torch.get_num_threads()
+    chunk, threads = ticketkit.contenders.CHUNK, torch.get_num_threads()
     try:
         for device, count, size in itertools.product(devices, (1, 2), (chunk, 1 << 12, 1 << 16, 1 << 20)):
             torch.set_num_threads(count)
-            ticketkit.selection.CHUNK = size
+            ticketkit.contenders.CHUNK = size
             yield select({"w": scores.to(device)}, mask, keep).digest
     finally:
-        ticketkit.selection.CHUNK = chunk
+        ticketkit.contenders.CHUNK = chunk
         torch.set_num_threads(threads)

@@ -10,13 +10,14 @@ import torch
 from pydantic import PositiveInt, model_validator
 
 from ticketkit.builtin.granularities import refuse_missing
+from ticketkit.contenders import CHUNK
 from ticketkit.criterion import flat_slice
 from ticketkit.errors import BudgetError, ConfigError
 from ticketkit.granularity import Array, Counts, Layout, Scores
 from ticketkit.mask import Mask, Shape
 from ticketkit.members import kept_run
 from ticketkit.options import Options
-from ticketkit.selection import CHUNK, select, whole_number
+from ticketkit.selection import select, whole_number
 
 
 class NOfMOptions(Options):
