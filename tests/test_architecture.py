@@ -87,6 +87,8 @@ ORDER = [
     "observers",
     "imp",
     "adapters.holding",
+    "adapters.accelerate",
+    "adapters.transformers",
     "adapters",
     "config",
     "origins",

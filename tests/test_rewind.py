@@ -315,6 +315,27 @@ def test_a_tracked_optimizer_goes_back_to_step_k_with_the_network(fresh: bool, o
     assert equal(seen[1][1], seen[2][1])
 
 
+def test_a_round_that_starts_at_a_later_step_says_so_before_anything_is_tracked(tmp_path: Path) -> None:
+    def start(run_dir: Path | None, rewind: str) -> list[Any]:
+        states = []
+        for current in IMP(build(), rounds=1, rewind=rewind, run_dir=run_dir, plugins=Plugins()):
+            states.append(current.start_state("optimizer"))
+            optimizer = torch.optim.SGD(current.model.parameters(), lr=0.5)
+            current.track(optimizer=optimizer)
+            assert current.start_state("other") is None
+            if run_dir:
+                current.checkpoint(step=1)
+                break
+            for _ in range(2):
+                current.model(INPUTS).sum().backward()
+                optimizer.step()
+        return [state and state["param_groups"][0]["lr"] for state in states]
+
+    assert start(None, "init") == [None, None]
+    assert start(None, "step:2") == [None, 0.5]
+    assert [start(tmp_path, "init") for _ in range(2)] == [[None], [0.5]]
+
+
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "same"])
 def test_a_tracked_optimizer_goes_back_to_its_beginning_under_init(fresh: bool) -> None:
     for step, momentum, lr in tracked_run("init", fresh=fresh):

@@ -64,6 +64,17 @@ class Round:
         """Kept weights as a share of the scope."""
         return self.mask.density
 
+    def start_state(self, name: str) -> Any:
+        """Return the state that `track` will give to an object, if the round does not start at step 0; else None.
+
+        For a loop that must know where it begins before it can build what it tracks: in a round that an earlier process
+        was killed in, and in one that goes back to the k of `rewind="step:k"`.
+        """
+        checkpoint = self._start.checkpoint
+        if checkpoint is None and not self._start.step:
+            return None
+        return copied((self._start.training if checkpoint is None else checkpoint.training).get(name))
+
     def log(self, **metrics: float) -> None:
         """Note metrics of the trained network; a later value of the same name replaces the earlier."""
         for name, value in metrics.items():
