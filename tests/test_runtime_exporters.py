@@ -7,16 +7,37 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ticketkit_asr.plugin
-from ticketkit import IMP, ConfigError, Plugins, Ticket, load_exported
+from ticketkit import IMP, ConfigError, Plugins, Ticket, hookimpl, load_exported, mask_from_zeros
 from ticketkit.export import export
 from ticketkit.plugins import PluginFacts
 from ticketkit.runtime.saving import RUNTIME
 
+
+class Encoder:
+    """A plugin with torch's own Transformer encoder."""
+
+    @staticmethod
+    @hookimpl
+    def ticketkit_register_backbones(register: Any) -> None:
+        register("encoder", EncoderBundle)
+
+
+class EncoderBundle:
+    """Two layers of torch's own."""
+
+    def __init__(self) -> None:
+        self.module = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), 2)
+
+    def example(self, seconds: float, batch: int) -> tuple[Tensor, ...]:
+        return (torch.randn(batch, 7, 16, generator=torch.Generator().manual_seed(0)),)
+
+
 PLUGINS = Plugins()
 PLUGINS.add(ticketkit_asr.plugin, PluginFacts("asr", "ticketkit_asr", "ticketkit", "0"))
+PLUGINS.add(Encoder(), PluginFacts("encoder", "encoder", "encoder", "0"))
 
 FRONT: dict[str, Any] = {
     "features": {"kind": "log_mel", "mels": 8},
@@ -121,6 +142,59 @@ def test_tickets_of_units_hear_the_same_when_they_are_compacted(name, tmp_path: 
     assert (heard(dense)[0] - scores).abs().max() <= 1e-5 * scores.abs().max()
     sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("out", "dense")]
     assert sizes[0] < sizes[1] + 8_000  # the headers of tiny networks outweigh their weights
+
+
+def without_units(bundle: Any, share: float = 0.5) -> Ticket:
+    """Set that share of every attention's heads and every layer's hidden units to zero; return the ticket of it."""
+    for units in bundle.hidden_units():
+        reader = bundle.module.get_submodule(units.reader)
+        gone = round(share * reader.in_features)
+        reader.weight.data[:, :gone] = 0
+        for path in units.makers:
+            bundle.module.get_submodule(path).weight.data[:gone] = 0
+    return Ticket(mask_from_zeros(bundle.module))
+
+
+@pytest.mark.parametrize("exporter", ["compact", "sparse", "auto"])
+@pytest.mark.parametrize("name", ["conformer", "transformer"])
+def test_heads_and_hidden_units_of_speech_networks_are_removed_and_nothing_is_heard_of_it(
+    name, exporter, tmp_path: Path
+) -> None:
+    backbone = BACKBONES[name]
+    bundle, _ = pruned(backbone, rate=0.1, criterion="random")
+    ticket = without_units(bundle)
+    loaded = there_and_back(bundle, ticket, exporter, tmp_path / "out", backbone)
+    scores, texts = heard(bundle)
+    came, came_texts = heard(loaded)
+    assert came_texts == texts
+    assert any(texts)
+    assert (came - scores).abs().max() <= 1e-5 * scores.abs().max()
+    before, after = list(bundle.hidden_units()), list(loaded.hidden_units())
+    assert before == after
+    for units in before:
+        whole, left = (one.module.get_submodule(units.makers[0]).out_features for one in (bundle, loaded))
+        assert left == whole // 2
+    heads = {int(layer.num_heads) for layer in loaded.module.modules() if hasattr(layer, "num_heads")}
+    assert heads == {FRONT["heads"] // 2}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_an_export_of_torchs_encoder_is_the_ticket_in_integers_too(dtype, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    bundle = PLUGINS.choose("backbone", "encoder").call()
+    for layer in bundle.module.layers:
+        layer.linear1.weight.data[::2] = 0
+        layer.self_attn.in_proj_weight.data[:, ::3] = 0
+    ticket = Ticket(mask_from_zeros(bundle.module))
+    (x,) = bundle.example(1.0, 2)
+    with torch.no_grad():
+        expected = bundle.module.eval()(x)
+        for exporter in ("dense", "compact", "auto"):
+            chosen = {"name": exporter, "dtype": dtype}
+            loaded = there_and_back(bundle, ticket, chosen, tmp_path / exporter, {"name": "encoder"})
+            came = loaded.module(x)
+            apart = (came - expected).abs().max() / expected.abs().max()
+            assert apart < (1e-5 if dtype == "fp32" else 0.05), exporter
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "int8"])

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ticketkit.plugins import Plugins
     from ticketkit.probe import Probe
     from ticketkit.rewind import Rewind
-    from ticketkit.roles import Examination, ExaminingTrainer, ExampleBundle, Progress
+    from ticketkit.roles import Examination, ExaminingTrainer, ExampleBundle, HiddenUnits, Progress
     from ticketkit.round import Round
     from ticketkit.schedule import Schedule, Target
     from ticketkit.scope import Scope
@@ -81,7 +81,7 @@ _HOME_OF = {
     "Probe": "ticketkit.probe",
     "Rewind": "ticketkit.rewind",
     "Snapshot": "ticketkit.snapshot",
-    **dict.fromkeys(("Examination", "ExaminingTrainer", "ExampleBundle", "Progress"), "ticketkit.roles"),
+    **dict.fromkeys(("Examination", "ExaminingTrainer", "ExampleBundle", "HiddenUnits", "Progress"), "ticketkit.roles"),
     "Round": "ticketkit.round",
     **dict.fromkeys(("Schedule", "Target"), "ticketkit.schedule"),
     "Scope": "ticketkit.scope",
@@ -105,6 +105,7 @@ __all__ = [
     "ExampleBundle",
     "ExportedTicket",
     "Granularity",
+    "HiddenUnits",
     "Layout",
     "Mask",
     "MaskError",

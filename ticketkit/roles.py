@@ -41,6 +41,35 @@ class ExampleBundle(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class HiddenUnits:
+    """Units between layers of a network, which an export removes where nothing of them reaches what comes behind.
+
+    Names are those in the network. Each of the `makers`, linear layers, makes as many features of every unit, unit
+    after unit; `reader` is the one layer that reads them, a linear one too, and nobody else does. `vectors` are
+    parameters and buffers with a value for each feature. `counted_by` names the attribute that holds the number of
+    units where a unit has several features (a head); otherwise each feature is a unit. A unit whose features from
+    `values`, one of the makers, are always zero adds nothing. `between` is what lies between a single maker and the
+    reader where it takes each feature by itself: of (features,) it returns (features,).
+    """
+
+    makers: tuple[str, ...]
+    reader: str
+    vectors: tuple[str, ...] = ()
+    counted_by: str | None = None
+    values: str | None = None
+    between: Callable[[Tensor], Tensor] | None = None
+
+
+@runtime_checkable
+class HidingBundle(Protocol):
+    """A bundle that knows of hidden units in its network's own modules; those of torch's modules are known."""
+
+    def hidden_units(self) -> Iterable[HiddenUnits]:
+        """Return the units between layers of the module as it is now."""
+        ...
+
+
 class Backbone(Protocol):
     """Builds a `Bundle` from its options; initial weights come from torch's global generator."""
 

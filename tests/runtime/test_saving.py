@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.runtime.masked import flat
 from ticketkit import ConfigError, StorageError, TicketError
 from ticketkit.runtime.choosing import Choice, applied, choose
+from ticketkit.runtime.preparing import prepared
 from ticketkit.runtime.saving import RUNTIME, TENSORS, load_, save
 from ticketkit.testing import TINY_NETS
 
@@ -35,6 +36,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     **{name: (net.build, net.inputs) for name, net in TINY_NETS.items()},
     "scaled": (Scaled, lambda: torch.randn(2, 8)),
     "a layer": (lambda: nn.GRU(8, 8), lambda: torch.randn(3, 2, 8)),
+    "encoder": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2),
+        lambda: torch.randn(2, 3, 8),
+    ),
 }
 
 
@@ -47,14 +52,25 @@ def pruned(name: str) -> nn.Module:
     return module
 
 
-def written(module: nn.Module, runtime: Any, folder: Path, *, dtype: Any = "fp32", example: Any = None) -> nn.Module:
-    """Save a module with a runtime and return what was saved."""
+def written(module: nn.Module, runtime: Any, folder: Path, *, dtype: Any = "fp32") -> nn.Module:
+    """Save a module with its layers in a runtime's forms, and return what was saved."""
     folder.mkdir(exist_ok=True)
-    choices = choose(module, "sparse" if runtime == "bsr" else runtime, example)
+    choices = choose(module, "sparse" if runtime == "bsr" else runtime)
     if runtime == "bsr":
         choices = {path: Choice("bsr" if it.form == "csr" else "dense", it.density) for path, it in choices.items()}
     made = applied(deepcopy(module), choices).requires_grad_(False)  # which torch's LSTM rounds differently with
     save(made, choices, folder, dtype=dtype)
+    return made
+
+
+def shipped(module: nn.Module, runtime: Any, folder: Path, *, dtype: Any = "fp32", example: Any = None) -> nn.Module:
+    """Save a module as an exporter does, its structure changed too, and return what was saved."""
+    if runtime == "bsr":
+        return written(module, runtime, folder, dtype=dtype)
+    folder.mkdir(exist_ok=True)
+    made, choices, structure = prepared(deepcopy(module), runtime, example)
+    made.requires_grad_(False)
+    save(made, choices, folder, structure=structure, dtype=dtype)
     return made
 
 
@@ -63,7 +79,7 @@ def written(module: nn.Module, runtime: Any, folder: Path, *, dtype: Any = "fp32
 def test_what_is_loaded_computes_what_was_saved_bit_for_bit(name, runtime, tmp_path: Path) -> None:
     build, inputs = NETS[name]
     x = inputs()
-    made = written(pruned(name), runtime, tmp_path, example=(x,))
+    made = shipped(pruned(name), runtime, tmp_path, example=(x,))
     loaded = load_(build(), tmp_path)
     assert not any(layer.training for layer in loaded.modules())
     with torch.no_grad():
@@ -201,7 +217,9 @@ def test_indices_that_point_elsewhere_are_refused_and_never_followed(runtime, da
 @pytest.mark.parametrize(
     "facts",
     ["", "[]", "{}", '"no"', '{"format": 1}', '{"format": 1, "layers": []}', '{"format": 1, "layers": {"0": 3}}',
-     '{"format": 1, "layers": {"0": {"form": "csr"}}}', '{"format": 2, "layers": {}}',
+     '{"format": 1, "layers": {"0": {"form": "csr"}}}', '{"format": 2, "layers": {}}', '{"format": 3, "layers": {}}',
+     '{"format": 2, "layers": {}, "apart": 3, "removed": []}', '{"format": 2, "layers": {}, "apart": {"0": 3}}',
+     '{"format": 2, "layers": {}, "apart": {}, "removed": [{"makers": []}]}',
      '{"format": 1, "layers": {"0": {"form": "csr", "density": 1, "more": 2}}}'],
 )  # fmt: skip
 def test_facts_that_are_none_are_refused(facts, tmp_path: Path) -> None:

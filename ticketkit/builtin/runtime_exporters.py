@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ticketkit.names import unwrap
 from ticketkit.options import Options
-from ticketkit.roles import Bundle, ExampleBundle
-from ticketkit.runtime.choosing import Runtime, applied, choose
+from ticketkit.roles import Bundle, ExampleBundle, HidingBundle
+from ticketkit.runtime.choosing import Runtime
+from ticketkit.runtime.preparing import prepared
 from ticketkit.runtime.saving import Dtype, save
 from ticketkit.snapshot import state_tensors
 from ticketkit.ticket import Ticket
@@ -58,7 +59,7 @@ def sparse(bundle: Bundle, ticket: Ticket, directory: Path, *, options: RuntimeO
 
 
 def compact(bundle: Bundle, ticket: Ticket, directory: Path, *, options: RuntimeOptions) -> None:
-    """Rows and columns that are all zero removed: for tickets of units, rows, filters and heads."""
+    """Rows, columns, hidden units and heads that are idle removed: for tickets of units, rows, filters and heads."""
     _export("compact", bundle, directory, options)
 
 
@@ -68,5 +69,6 @@ def _export(runtime: Runtime, bundle: Bundle, directory: Path, options: RuntimeO
     if isinstance(bundle, ExampleBundle):
         inputs = bundle.example(options.seconds, options.batch)
         example = tuple(each.cpu() if isinstance(each, Tensor) else each for each in inputs)
-    choices = choose(module, runtime, example)
-    save(applied(module, choices), choices, directory, dtype=options.dtype)
+    units = bundle.hidden_units() if isinstance(bundle, HidingBundle) else ()
+    made, choices, structure = prepared(module, runtime, example, units)
+    save(made, choices, directory, structure=structure, dtype=options.dtype)

@@ -1,6 +1,7 @@
 """Which form each layer gets: by decree, or by measuring all that could pay on this machine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ticketkit.errors import ConfigError
 from ticketkit.names import named_modules
+from ticketkit.runtime.attention import Attention
 from ticketkit.runtime.layers import matrices, stand_in, unsupported
 from ticketkit.runtime.products import BLOCK, Form, zero_rows_and_columns
 from ticketkit.timing import timed
@@ -33,28 +35,35 @@ class Choice:
     """Why a pruned layer has no other form."""
 
 
-def choose(module: nn.Module, runtime: Runtime, example: tuple[Any, ...] | None = None) -> dict[str, Choice]:
+def choose(
+    module: nn.Module,
+    runtime: Runtime,
+    example: tuple[Any, ...] | None = None,
+    named: Mapping[str, Any] | None = None,
+) -> dict[str, Choice]:
     """Return a choice for each layer with a matrix, by its path; the module is left as it is.
 
-    `auto` measures on what each layer gets when the module is called with the `example`, and needs one. `sparse` and
-    `compact` decree CSR and compaction wherever something is pruned; `dense` changes nothing. Raises `ConfigError` for
-    a compact runtime of a network in which no whole row or column is zero.
+    `auto` measures on what each layer gets when the module is called with the `example`, and needs one (`named` are
+    arguments by name). `sparse` and `compact` decree CSR and compaction wherever something is pruned; `dense` changes
+    nothing.
     """
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
-        return _chosen(module, runtime, example)
+        return _chosen(module, runtime, example, named or {})
     finally:
         for child, mode in modes.items():
             child.training = mode
 
 
-def _chosen(module: nn.Module, runtime: Runtime, example: tuple[Any, ...] | None) -> dict[str, Choice]:
+def _chosen(
+    module: nn.Module, runtime: Runtime, example: tuple[Any, ...] | None, named: Mapping[str, Any]
+) -> dict[str, Choice]:
     layers = {path: layer for path, layer in named_modules(module) if matrices(layer)}
-    densities = {path: _density(layer) for path, layer in layers.items()}
+    densities = {path: density_of(layer) for path, layer in layers.items()}
     pruned = {path: layer for path, layer in layers.items() if densities[path] < 1}
     reasons = {path: reason for path, layer in pruned.items() if (reason := unsupported(layer)) is not None}
-    reasons |= dict.fromkeys(pruned.keys() & _read_by_their_owner(module), READ)
+    reasons |= dict.fromkeys(pruned.keys() & read_by_their_owner(module), READ)
     decided: dict[str, Choice] = {
         path: Choice("dense", densities[path], left_dense=reasons.get(path)) for path in layers
     }
@@ -64,7 +73,7 @@ def _chosen(module: nn.Module, runtime: Runtime, example: tuple[Any, ...] | None
     if runtime == "auto":
         if example is None:
             raise ConfigError("runtime 'auto' measures each layer, so it needs example inputs of the module")
-        inputs = _captured(module, example, open_to)
+        inputs = captured(module, example, open_to, named)
         for path, layer in open_to.items():
             if path in inputs:
                 decided[path] = measured(layer, inputs[path])
@@ -72,12 +81,7 @@ def _chosen(module: nn.Module, runtime: Runtime, example: tuple[Any, ...] | None
                 decided[path] = Choice("dense", densities[path], left_dense="the example does not call it")
         return decided
     form: Form = "csr" if runtime == "sparse" else "compact"
-    fitting = {path: layer for path, layer in open_to.items() if form == "csr" or _compact_share(layer) < 1}
-    if form == "compact" and not fitting:
-        raise ConfigError(
-            "nothing can be compacted: no layer has a whole row or column of zeros; prune with a granularity that "
-            "removes units, such as rnn_unit, row, filter or head, or use the runtime sparse"
-        )
+    fitting = [path for path, layer in open_to.items() if form == "csr" or compact_share(layer) < 1]
     return decided | {path: Choice(form, densities[path]) for path in fitting}
 
 
@@ -90,7 +94,7 @@ def measured(layer: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -
     seconds = timed(candidates, repeats=9)
     fastest: Any = min(seconds, key=lambda form: seconds[form])
     chosen: Form = fastest if seconds[fastest] < LEAST_GAIN * seconds["dense"] else "dense"
-    return Choice(chosen, _density(layer), seconds)
+    return Choice(chosen, density_of(layer), seconds)
 
 
 def applied(module: nn.Module, choices: Mapping[str, Choice]) -> nn.Module:
@@ -109,25 +113,30 @@ def applied(module: nn.Module, choices: Mapping[str, Choice]) -> nn.Module:
     return module
 
 
-def _read_by_their_owner(module: nn.Module) -> set[str]:
+def read_by_their_owner(module: nn.Module) -> set[str]:
     """Return the paths of layers whose weights torch reads past them: those of its fused Transformer encoder."""
-    owners = [path for path, owner in named_modules(module) if isinstance(owner, nn.TransformerEncoderLayer)]
+    owners = [
+        path
+        for path, owner in named_modules(module)
+        if isinstance(owner, nn.TransformerEncoderLayer) and not isinstance(owner.self_attn, Attention)
+    ]
     prefixes = tuple(f"{path}." if path else "" for path in owners)
     return {path for path, _ in named_modules(module) if prefixes and path.startswith(prefixes)}
 
 
 def _worth_trying(layer: nn.Module) -> list[Form]:
-    density, forms = _density(layer), list[Form]()
+    density, forms = density_of(layer), list[Form]()
     if density <= WORTH_CSR:
         forms.append("csr")
         if _fill(layer) >= WORTH_BSR:
             forms.append("bsr")
-    if _compact_share(layer) <= WORTH_COMPACT:
+    if compact_share(layer) <= WORTH_COMPACT:
         forms.append("compact")
     return forms
 
 
-def _density(layer: nn.Module) -> float:
+def density_of(layer: nn.Module) -> float:
+    """Return the share of a layer's weights that are not zero."""
     found = matrices(layer).values()
     return sum(int(matrix.count_nonzero()) for matrix in found) / sum(matrix.numel() for matrix in found)
 
@@ -143,7 +152,7 @@ def _fill(layer: nn.Module) -> float:
     return values / places if places else 1.0
 
 
-def _compact_share(layer: nn.Module) -> float:
+def compact_share(layer: nn.Module) -> float:
     """Return the size of the matrices without their zero rows and columns, as a share of their size."""
     left = total = 0
     for matrix in matrices(layer).values():
@@ -153,8 +162,8 @@ def _compact_share(layer: nn.Module) -> float:
     return left / total
 
 
-def _captured(
-    module: nn.Module, example: tuple[Any, ...], layers: Mapping[str, nn.Module]
+def captured(
+    module: nn.Module, example: tuple[Any, ...], layers: Mapping[str, nn.Module], named: Mapping[str, Any]
 ) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     """Return what each layer is called with first when the module is called with an example."""
     found: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -164,12 +173,26 @@ def _captured(
 
     handles = [layer.register_forward_pre_hook(note(path), with_kwargs=True) for path, layer in layers.items()]
     try:
-        with torch.no_grad():
-            module(*example)
+        with torch.no_grad(), _unnested(module):
+            module(*example, **named)
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+@contextmanager
+def _unnested(module: nn.Module) -> Iterator[None]:
+    """Let torch's encoders hand on plain tensors, which every layer takes."""
+    encoders = [layer for _, layer in named_modules(module) if isinstance(layer, nn.TransformerEncoder)]
+    nested = [encoder.use_nested_tensor for encoder in encoders]
+    try:
+        for encoder in encoders:
+            encoder.use_nested_tensor = False
+        yield
+    finally:
+        for encoder, flag in zip(encoders, nested, strict=True):
+            encoder.use_nested_tensor = flag
 
 
 def _call(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ticketkit.names import named_modules
+from ticketkit.runtime.choosing import read_by_their_owner
 
 QUANTISED = (nn.Linear, nn.LSTM, nn.GRU)
 
@@ -14,9 +15,11 @@ QUANTISED = (nn.Linear, nn.LSTM, nn.GRU)
 def quantised_(module: nn.Module) -> nn.Module:
     """Let linear and recurrent layers of a module compute with weights of 8 bits and inputs quantised as they come.
 
-    In place, in evaluation mode, on the CPU. Stand-ins over sparse and compacted matrices are left as they are.
+    In place, in evaluation mode, on the CPU. Stand-ins over sparse and compacted matrices are left as they are, and so
+    are layers whose weights torch reads past them, in the fused path of its Transformer encoder.
     """
-    chosen = {path for path, layer in named_modules(module) if type(layer) in QUANTISED}
+    read = read_by_their_owner(module)
+    chosen = {path for path, layer in named_modules(module) if type(layer) in QUANTISED and path not in read}
     if not chosen:
         return module
     with warnings.catch_warnings():

@@ -18,25 +18,37 @@ from torch import Tensor, nn
 from ticketkit.errors import ConfigError, StorageError, TicketError
 from ticketkit.names import named_buffers, named_parameters
 from ticketkit.runtime.choosing import Choice, applied
+from ticketkit.runtime.preparing import Structure
 from ticketkit.runtime.products import Product
 from ticketkit.runtime.quantising import quantised_
 from ticketkit.runtime.recurrent import CompactDirection
 
 Dtype = Literal["fp32", "fp16", "int8"]
-FORMAT = 1
+FORMAT, RESTRUCTURED = 1, 2
+"""The second adds what has become of the network's structure; networks that have kept theirs are in the first."""
 TENSORS, RUNTIME = "model.safetensors", "runtime.json"
 SCALE = ".scale"
 LEVELS = 127
+WHOLE = Structure()
 
 
-def save(module: nn.Module, choices: Mapping[str, Choice], directory: Path, *, dtype: Dtype = "fp32") -> None:
-    """Write a module whose layers have their forms already."""
+def save(
+    module: nn.Module,
+    choices: Mapping[str, Choice],
+    directory: Path,
+    *,
+    structure: Structure = WHOLE,
+    dtype: Dtype = "fp32",
+) -> None:
+    """Write a module whose layers have their forms already, and its structure where that has changed."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in _tensors(module).items():
         tensors |= _stored(name, tensor.detach().cpu(), dtype)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, directory / TENSORS)
     layers = {path: asdict(choice) for path, choice in choices.items()}
     facts = {"format": FORMAT, "dtype": dtype, "layers": layers, "threads": torch.get_num_threads()}
+    if structure != WHOLE:
+        facts |= {"format": RESTRUCTURED, **structure.facts()}
     (directory / RUNTIME).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
@@ -53,10 +65,11 @@ def load_(module: nn.Module, directory: Path) -> nn.Module:
         raise StorageError(f"cannot read {directory / TENSORS}: {error}") from error
     try:
         choices = {path: Choice(**choice) for path, choice in facts["layers"].items()}
+        structure = Structure.read(facts) if facts["format"] == RESTRUCTURED else WHOLE
     except (KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{directory / RUNTIME} is damaged: {error!r}; export the ticket again") from error
     try:
-        module = applied(module, choices)
+        module = applied(structure.given_to(module), choices)
     except (AttributeError, ConfigError) as error:
         raise TicketError(f"{directory} is an export of another model: {error}") from error
     values = {
@@ -86,8 +99,10 @@ def read_facts(directory: Path) -> dict[str, Any]:
     path = directory / RUNTIME
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT:
-            raise StorageError(f"{path} has format {facts['format']}, this ticketkit reads {FORMAT}; update it")
+        if facts["format"] not in (FORMAT, RESTRUCTURED):
+            raise StorageError(
+                f"{path} has format {facts['format']}, this ticketkit reads {FORMAT} and {RESTRUCTURED}; update it"
+            )
         return facts
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"cannot read {path}: {error!r}; export the ticket again") from error

@@ -1,7 +1,7 @@
 """A recogniser with all that belongs to it: network, features, alphabet, and what it learns and writes by."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -9,6 +9,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from ticketkit import HiddenUnits
+from ticketkit_asr.backbones.units import hidden_units
 from ticketkit_asr.features import FeatureExtractor, FeatureStatistics
 from ticketkit_asr.text import Alphabet
 
@@ -143,6 +145,10 @@ class SpeechBundle:
         lengths = torch.tensor([frames] * (batch - 1) + [frames if batch == 1 else frames - frames // 10])
         labels = torch.randint(1, self.alphabet.size, (batch, max(1, round(3 * seconds))), generator=random)
         return self.objective.inputs(features.to(device), lengths.to(device), list(labels.to(device)))
+
+    def hidden_units(self) -> Iterable[HiddenUnits]:
+        """Return the units between layers of the network's own modules, which exports remove where they are idle."""
+        return hidden_units(self.module)
 
     def graph_obstacle(self) -> str:
         """Return why the network is no single graph from features to what it writes; "" if it is one."""
