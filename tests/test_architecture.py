@@ -96,6 +96,7 @@ ORDER = [
     "history",
     "results",
     "experiment",
+    "whereabouts",
     "trained",
     "exported",
     "bench",

@@ -67,7 +67,17 @@ plugins_app = typer.Typer(
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(study_app, name="study")
 
-TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)")]
+
+def _ticket_there(path: Path) -> Path:
+    """Return the path of a ticket; raise an error that lists the tickets near it if nothing is there."""
+    if not path.is_file():
+        from ticketkit.whereabouts import no_ticket
+
+        raise no_ticket(path)
+    return path
+
+
+TicketFile = Annotated[Path, typer.Argument(help="a ticket file (.safetensors)", callback=_ticket_there)]
 
 
 def main() -> None:

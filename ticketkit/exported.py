@@ -13,6 +13,7 @@ from safetensors.torch import load_model
 
 from ticketkit.building import made
 from ticketkit.errors import ConfigError, StorageError, TicketError
+from ticketkit.experiment import CONFIG_FILE
 from ticketkit.export import FACTS_FILE
 from ticketkit.plugins import Plugins
 from ticketkit.rng import seeded
@@ -20,6 +21,7 @@ from ticketkit.roles import Bundle, Corpus
 from ticketkit.runtime.saving import RUNTIME, TENSORS, load_, read_facts
 from ticketkit.storage import file_digest
 from ticketkit.ticket import Ticket
+from ticketkit.whereabouts import no_ticket
 
 TICKET = "ticket.safetensors"
 
@@ -59,9 +61,11 @@ def is_export(path: Path) -> bool:
 def load_exported(directory: Path, plugins: Plugins) -> ExportedTicket:
     """Return the network in the folder of an export, in evaluation mode.
 
-    Raises `StorageError` for damaged files and `ConfigError` for exports that torch cannot run or that do not say which
-    backbone they are of.
+    Raises `StorageError` for damaged files, `ConfigError` for exports that torch cannot run or that do not say which
+    backbone they are of, and `TicketError` with its tickets for a run directory.
     """
+    if (directory / CONFIG_FILE).is_file() and not is_export(directory):
+        raise no_ticket(directory)
     try:
         facts: dict[str, Any] = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
         backbone = facts["run"]["backbone"]

@@ -14,6 +14,7 @@ from ticketkit.plugins import Plugins
 from ticketkit.rng import seeded
 from ticketkit.roles import Bundle, Corpus
 from ticketkit.ticket import Ticket
+from ticketkit.whereabouts import no_ticket
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +49,11 @@ class TrainedTicket:
 def open_trained(path: Path, plugins: Plugins) -> TrainedTicket:
     """Return the ticket in a file of a run directory, with the network that was trained with its mask.
 
-    The backbone is built as the run's config says. Raises `ConfigError` if the file is not in a run directory, or no
-    finished round there has its mask.
+    The backbone is built as the run's config says. Raises `TicketError` with the tickets near a path that is no file,
+    and `ConfigError` if the file is not in a run directory, or no finished round there has its mask.
     """
+    if not path.is_file():
+        raise no_ticket(path)
     ticket = Ticket.load(path)
     directory = next((parent for parent in path.absolute().parents if (parent / CONFIG_FILE).is_file()), None)
     if directory is None:
