@@ -7,7 +7,7 @@ rounds/003/checkpoint.safetensors  the middle of round 3, as its loop last saved
 rounds/003/ticket.safetensors    the mask of round 3 with its facts and metrics
 rounds/003/trained.safetensors   the network at the end of round 3, from which the next mask is computed
 rounds/003/record.json           the record; written last: a round without it never happened
-lock                             held by the process that works here
+held/                            the lock of the process that works here
 
 A record names its files and the record before it by their SHA-256, and carries its own: whatever was changed is found.
 """
@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ticketkit.distributed import once, rank
 from ticketkit.errors import ConfigError, StorageError
+from ticketkit.locks import Lock
 from ticketkit.snapshot import Snapshot
 from ticketkit.storage import PARTIAL, canonical_json, file_digest, text_digest, write_text_atomically
 from ticketkit.ticket import Ticket
@@ -92,11 +92,14 @@ class Ledger:
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
-        self._lock = FileLock(self.directory / "lock", timeout=0)
+        self._lock = Lock(self.directory / "held")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory; raises `StorageError` if another process does or the directory cannot be made."""
+        """Hold the directory; raises `StorageError` if another process does or the directory cannot be made.
+
+        A process that loses it, since it was suspended for long, gets a `LostLockError` before it writes again.
+        """
         once(self._acquire)
         try:
             once(self._remove_leftovers)
@@ -108,13 +111,12 @@ class Ledger:
     def _acquire(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except Timeout as error:
-            raise StorageError(
-                f"another process is working in {self.directory}; wait for it or choose another"
-            ) from error
         except OSError as error:
             raise StorageError(f"cannot use {self.directory} as a run directory: {error}") from error
+        if other := self._lock.claim():
+            raise StorageError(
+                f"another process is working in {self.directory}: {other}; wait for it or choose another"
+            )
 
     def _remove_leftovers(self) -> None:
         """Delete what a process that was killed here left behind: unfinished files, middles of finished rounds."""
@@ -131,6 +133,7 @@ class Ledger:
         path = self.directory / "run.json"
         wanted = json.loads(canonical_json({"format": FORMAT, **identity}))
         if not path.exists():
+            self._lock.check()
             write_text_atomically(path, canonical_json(wanted))
             return
         found = _read_json(path)
@@ -154,7 +157,8 @@ class Ledger:
 
     def keep_snapshot(self, snapshot: Snapshot, name: str = INIT) -> None:
         """Write a snapshot of the run."""
-        once(lambda: snapshot.save(self.directory / name))
+        collected = snapshot.collected()
+        once(lambda: self._save(collected, self.directory / name))
 
     def checkpoint(self, index: int) -> Snapshot | None:
         """Return the middle of an unfinished round, as it was last saved, if it was."""
@@ -163,7 +167,12 @@ class Ledger:
 
     def keep_checkpoint(self, index: int, snapshot: Snapshot) -> None:
         """Write the middle of a round, in place of the one before."""
-        once(lambda: snapshot.save(self._round(index) / CHECKPOINT))
+        collected = snapshot.collected()
+        once(lambda: self._save(collected, self._round(index) / CHECKPOINT))
+
+    def _save(self, snapshot: Snapshot, path: Path) -> None:
+        self._lock.check()
+        snapshot.save(path)
 
     def records(self) -> list[RoundRecord]:
         """Return the records of the finished rounds, in order, without a gap."""
@@ -189,13 +198,15 @@ class Ledger:
 
     def commit(self, ticket: Ticket, trained: Snapshot, record: RoundRecord) -> RoundRecord:
         """Write a finished round after the one before it, its record last; return the record with all digests."""
-        return once(lambda: self._commit(ticket, trained, record))
+        collected = trained.collected()
+        return once(lambda: self._commit(ticket, collected, record))
 
     def _commit(self, ticket: Ticket, trained: Snapshot, record: RoundRecord) -> RoundRecord:
         before = self.records()[: record.index]
         if len(before) < record.index:
             raise StorageError(f"{self.directory} lacks round {len(before)}; round {record.index} cannot follow on it")
         folder = self._round(record.index)
+        self._lock.check()
         ticket.save(folder / TICKET)
         trained.save(folder / TRAINED)
         files = {"ticket_file": file_digest(folder / TICKET), "trained_file": file_digest(folder / TRAINED)}
@@ -203,6 +214,7 @@ class Ledger:
         complete = record.model_copy(update={**files, "snapshots": snapshots}).sealed(
             before[-1].digest if before else None
         )
+        self._lock.check()
         write_text_atomically(folder / "record.json", complete.model_dump_json(indent=1))
         (folder / CHECKPOINT).unlink(missing_ok=True)
         return complete

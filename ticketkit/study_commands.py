@@ -1,11 +1,11 @@
-"""`ticketkit study`: run a declared grid of runs, by one process or several, and say what it shows.
+"""`ticketkit study`: run a declared grid of runs, by one process or many on many machines, and say what it shows.
 
 Heavy imports stay inside the commands.
 """
 
-import subprocess
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ticketkit.study.config import Kind, StudyConfig
     from ticketkit.study.directory import StudyDirectory
     from ticketkit.study.jobs import Job
+    from ticketkit.study.worker import State
 
 study_app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="The five studies of Audio Lottery, with statistics."
@@ -30,7 +31,14 @@ study_app = typer.Typer(
 Config = Annotated[str, typer.Option("--config", help="a study's name or a YAML file", metavar="STUDY_OR_CONFIG")]
 Out = Annotated[Path | None, typer.Option(help="the study's directory [default: studies/<name>]")]
 Overrides = Annotated[list[str], typer.Option("--set", help="override a setting: a.b=value", metavar="A.B=C")]
-Workers = Annotated[int, typer.Option(min=1, help="processes that work at once")]
+Workers = Annotated[int, typer.Option(min=1, help="how many work at once")]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option("--executor", help="serial, processes, ray or slurm [default: serial; processes for several workers]"),
+]
+ExecutorOptions = Annotated[
+    list[str], typer.Option("--executor-option", help="an option of the executor: key=value", metavar="KEY=VALUE")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run, how long it takes and what it needs")]
 Directory = Annotated[Path, typer.Argument(help="a study's directory")]
 
@@ -48,6 +56,8 @@ def _command(kinds: "tuple[Kind, ...]") -> Callable[..., None]:
         config: Config,
         out: Out = None,
         workers: Workers = 1,
+        executor: ExecutorName = None,
+        executor_option: ExecutorOptions = [],  # noqa: B006
         dry_run: DryRun = False,
         override: Overrides = [],  # noqa: B006
         plugin: PluginFiles = [],  # noqa: B006
@@ -55,6 +65,9 @@ def _command(kinds: "tuple[Kind, ...]") -> Callable[..., None]:
         from ticketkit.config import read_settings
         from ticketkit.study.config import parse_study
         from ticketkit.study.directory import StudyDirectory
+        from ticketkit.study.executors import make_executor
+        from ticketkit.study.executors.supervising import supervise
+        from ticketkit.study.executors.work import Work
         from ticketkit.study.grids import jobs
 
         plugins = load_plugins(plugin)
@@ -64,11 +77,18 @@ def _command(kinds: "tuple[Kind, ...]") -> Callable[..., None]:
         if dry_run:
             _show_plan(study, found, plugins)
             return
+        chosen_executor = make_executor(executor, executor_option, workers=workers, threads=study.threads)
         directory = StudyDirectory(out or Path("studies") / Path(config).stem)
         directory.claim(study)
         for job in found:
             directory.forget_failure(job)
-        _work(study, directory, chosen, found, plugins, workers, plugin)
+        _end_on_terminate()
+        if chosen_executor is None:
+            _work_here(study, directory, found, plugins)
+        else:
+            files = tuple(file.resolve() for file in plugin)
+            task = Work(directory.path.resolve(), chosen, study.threads, files)
+            supervise(chosen_executor, task, found, workers=workers, say=_say)
         _finish(directory, found, plugins)
 
     return command
@@ -86,13 +106,14 @@ def work(directory: Directory, kinds: list[str], plugin: PluginFiles = []) -> No
     from ticketkit.study.grids import jobs
 
     chosen: Any = tuple(kinds)
+    _end_on_terminate()
     study = StudyDirectory(directory)
     _work_here(study.config(), study, jobs(study.config(), chosen), load_plugins(plugin))
 
 
 @study_app.command()
 def status(directory: Directory) -> None:
-    """Show what is done, running, waiting, failed and why."""
+    """Show what is done, running and by whom, waiting, blocked, failed and why."""
     from ticketkit.study.directory import StudyDirectory
     from ticketkit.study.grids import jobs
     from ticketkit.study.worker import states
@@ -101,35 +122,29 @@ def status(directory: Directory) -> None:
     config = study.config()
     found = jobs(config, config.kinds)
     known = states(found, study)
-    table = Table("run", "state", "rounds", "why")
+    table = Table("run", "state", "rounds", "by whom, or why")
     for job in found:
-        failure = study.failure(job)
         rounds = len(list(study.run(job.id).glob("rounds/*/record.json")))
-        table.add_row(job.id, known[job.id], str(rounds), failure.error if failure else "")
+        table.add_row(job.id, known[job.id], str(rounds), _remark(study, job, known))
     console.print(table)
     counts = {state: list(known.values()).count(state) for state in dict.fromkeys(known.values())}
     console.print(f"{len(found)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
-def _work(
-    study: "StudyConfig",
-    directory: "StudyDirectory",
-    kinds: "tuple[Kind, ...]",
-    found: "list[Job]",
-    plugins: "Plugins",
-    workers: int,
-    files: list[Path],
-) -> None:
-    """Do the jobs here, or in as many processes as there are workers."""
-    if workers == 1:
-        _work_here(study, directory, found, plugins)
-        return
-    options = [option for file in files for option in ("--plugin", str(file))]
-    command = [sys.executable, "-m", "ticketkit", "study", "work", str(directory.path), *kinds, *options]
-    processes = [subprocess.Popen(command) for _ in range(workers)]
-    codes = [process.wait() for process in processes]
-    if any(codes):
-        raise RunError(f"{sum(map(bool, codes))} of {workers} processes ended early; start the command again to go on")
+def _remark(study: "StudyDirectory", job: "Job", known: "Mapping[str, State]") -> str:
+    """Return who is at work on a job and since when, or why nobody is."""
+    if known[job.id] == "running":
+        signs = study.lock(job).signs()
+        return (
+            ""
+            if signs is None
+            else (f"{signs.holder}, for {_duration(signs.held)}; last sign of life {signs.silent:.0f} s ago")
+        )
+    if known[job.id] == "failed":
+        failure = study.failure(job)
+        return failure.error if failure else ""
+    missing = sorted(need for need in job.needs if known[need] != "done")
+    return f"needs {', '.join(missing)}" if missing and known[job.id] != "done" else ""
 
 
 def _work_here(study: "StudyConfig", directory: "StudyDirectory", found: "list[Job]", plugins: "Plugins") -> None:
@@ -140,10 +155,20 @@ def _work_here(study: "StudyConfig", directory: "StudyDirectory", found: "list[J
             shown = ", ".join(f"{name} {value:.4g}" for name, value in told.metrics.items())
             console.print(f"{job.id}: a training is over: dev {shown}", soft_wrap=True)
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
+    work(directory, found, plugins, threads=study.threads, say=_say, progress=progress)
 
-    work(directory, found, plugins, threads=study.threads, say=say, progress=progress)
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True)
+
+
+def _end_on_terminate() -> None:
+    """Let SIGTERM end the command as an error does: locks are given back and workers told to leave."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def show_report(directory: "StudyDirectory", plugins: "Plugins") -> None:

@@ -78,7 +78,9 @@ def test_a_job_trains_from_the_weights_it_took(study: StudyDirectory, plugins: P
     made = job("from_trained", weights=WeightsOrigin(IMP, 0, "trained"))
     from ticketkit.study.worker import perform
 
-    perform(made, study, plugins, lambda told: None)
+    with study.taken(made) as lock:
+        assert lock is not None
+        perform(made, study, plugins, lambda told: None, lock)
     began = study.ledger(made.id).snapshot(INIT)
     taken = study.ledger(IMP).trained(study.ledger(IMP).records()[0])
     assert began is not None

@@ -6,7 +6,7 @@ runs/<id>/examinations/     what each test condition says of its rounds, example
 runs/<id>/start.safetensors, weights.safetensors   what the run takes from another
 trainings/<digest>.json     which round of which run a training was done in, so that it is done once
 failures/<id>.json          why a run failed last
-locks/                      held by the processes at work
+locks/<id>/                 the lock of the process at work on a run
 report.html, report.md, *.csv
 """
 
@@ -14,16 +14,15 @@ import json
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ticketkit.errors import ConfigError, StorageError
 from ticketkit.ledger import Ledger
+from ticketkit.locks import Lock
 from ticketkit.results import RESULTS_FILE
-from ticketkit.storage import file_system_errors, write_text_atomically
+from ticketkit.storage import write_text_atomically
 from ticketkit.study.config import StudyConfig, parse_study
 from ticketkit.study.examinations import is_examined
 from ticketkit.study.jobs import Job
@@ -44,6 +43,8 @@ class StudyDirectory:
     """One study's directory."""
 
     path: Path
+    _locks: dict[str, Lock] = field(default_factory=dict, compare=False, repr=False)
+    """Of each job that was looked at: a lock remembers what it has seen of its holder."""
 
     def claim(self, config: StudyConfig) -> None:
         """Write the config; raise `ConfigError` if another study, whose runs would not fit, is there."""
@@ -94,29 +95,24 @@ class StudyDirectory:
         self._failure(job).unlink(missing_ok=True)
 
     @contextmanager
-    def taken(self, job: Job) -> Iterator[bool]:
-        """Hold a job inside the block; the value says whether it could be had, or another process is at work on it."""
-        lock = FileLock(self._lock_file(job), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
+    def taken(self, job: Job) -> Iterator[Lock | None]:
+        """Hold a job inside the block; the value is its lock, or None if another process is at work on it."""
+        lock = self.lock(job)
+        if not lock.acquire():
+            yield None
             return
         try:
-            yield True
+            yield lock
         finally:
             lock.release()
 
+    def lock(self, job: Job) -> Lock:
+        """Return the lock of a job, always the same object."""
+        return self._locks.setdefault(job.id, Lock(self.path / "locks" / job.id))
+
     def is_taken(self, job: Job) -> bool:
         """Say whether a process is at work on a job."""
-        with self.taken(job) as free:
-            return not free
-
-    def _lock_file(self, job: Job) -> Path:
-        folder = self.path / "locks"
-        with file_system_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{job.id}.lock"
+        return self.lock(job).holder() is not None
 
     def _failure(self, job: Job) -> Path:
         return self.path / "failures" / f"{job.id}.json"

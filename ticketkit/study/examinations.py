@@ -18,6 +18,8 @@ from ticketkit.study.jobs import Test
 from ticketkit.study.overlay import merged
 
 SPLIT = "test"
+HEAD = '{"examined": '
+"""Begins a file of examinations: its first line says which rounds are in it, so that nobody has to read them all."""
 
 
 def examine(directory: Path, plugins: Plugins, name: str, test: Test) -> None:
@@ -50,8 +52,7 @@ def examine(directory: Path, plugins: Plugins, name: str, test: Test) -> None:
 
 def is_examined(directory: Path, name: str, test: Test) -> bool:
     """Say whether all that a test condition is about has been examined."""
-    path = _file(directory, name)
-    return path.exists() and _rounds(directory, test) <= read_examinations(directory, name).keys()
+    return _rounds(directory, test) <= _examined(directory, name)
 
 
 def read_examinations(directory: Path, name: str) -> dict[int, Examination]:
@@ -66,7 +67,26 @@ def read_examinations(directory: Path, name: str) -> dict[int, Examination]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{path} is damaged: {error!r}; delete it to measure again") from error
+        raise _damaged(path, error) from error
+
+
+def _examined(directory: Path, name: str) -> set[int]:
+    """Return the rounds examined under a test condition, by the file's first line, if it has one that says so."""
+    path = _file(directory, name)
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+        if first.startswith(HEAD):
+            return set(map(int, json.loads(first.strip().removesuffix(",") + "}")["examined"]))
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, error) from error
+    return set(read_examinations(directory, name))
+
+
+def _damaged(path: Path, error: Exception) -> StorageError:
+    return StorageError(f"{path} is damaged: {error!r}; delete it to measure again")
 
 
 def _rounds(directory: Path, test: Test) -> set[int]:
@@ -88,4 +108,5 @@ def _write(path: Path, found: Mapping[int, Examination]) -> None:
         if one.pop("ids") != ids:
             raise RunError("a trainer's examine(split) must return the examples in one order, always the same")
         rounds[str(index)] = one
-    write_text_atomically(path, json.dumps({"ids": ids, "rounds": rounds}))
+    text = json.dumps({"ids": ids, "rounds": rounds})
+    write_text_atomically(path, f"{HEAD}{sorted(found)},\n{text[1:]}")

@@ -5,20 +5,19 @@ seed; the digest of all these names it. The dense round of a ladder is that of i
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from filelock import FileLock
-
 from ticketkit.config import RunConfig
 from ticketkit.experiment import Report, train_round
 from ticketkit.ledger import INIT, Ledger
+from ticketkit.locks import Lock
 from ticketkit.rewind import Rewind
-from ticketkit.roles import Trainer
+from ticketkit.roles import Progress, Trainer
 from ticketkit.round import Round
 from ticketkit.snapshot import Snapshot, content_digest
 from ticketkit.storage import canonical_json, write_text_atomically
@@ -37,19 +36,24 @@ class SharedTrainings(AbstractContextManager["SharedTrainings"]):
     study: Path
     run: str
     config: RunConfig
+    check: Callable[[], None] = lambda: None
+    """Raises an error if the run is another process's by now; asked after every epoch, before anything is written."""
     _held: ExitStack = field(default_factory=ExitStack)
 
     def __call__(self, current: Round, trainer: Trainer, progress: Report) -> Mapping[str, float]:
         """Return the dev metrics of a round, trained here or elsewhere."""
         self._held.close()
+        watched = self._watched(progress)
         if not self._shares():
-            return train_round(current, trainer, progress)
+            return train_round(current, trainer, watched)
         path = self.study / "trainings" / f"{self._key(current)}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._held.enter_context(FileLock(path.with_suffix(".lock")))
+        lock = Lock(path.with_suffix(".held"))
+        lock.wait()
+        self._held.callback(lock.release)
         if self._recall(path, current):
             return {}
-        metrics = train_round(current, trainer, progress)
+        metrics = train_round(current, trainer, watched)
+        lock.check()
         write_text_atomically(path, json.dumps({"run": self.run, "round": current.index}))
         return metrics
 
@@ -62,6 +66,13 @@ class SharedTrainings(AbstractContextManager["SharedTrainings"]):
     def __enter__(self) -> Self:
         """Return itself."""
         return self
+
+    def _watched(self, progress: Report) -> Report:
+        def watched(told: Progress) -> None:
+            self.check()
+            progress(told)
+
+        return watched
 
     def _shares(self) -> bool:
         policy = Rewind.of(self.config.prune.rewind)
