@@ -87,6 +87,8 @@ ORDER = [
     "observers",
     "imp",
     "adapters.holding",
+    "adapters.lightning_position",
+    "adapters.lightning",
     "adapters.accelerate",
     "adapters.transformers",
     "adapters",
