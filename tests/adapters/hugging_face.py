@@ -26,6 +26,17 @@ class Sentences(torch.utils.data.Dataset):
         return {"input_ids": torch.randint(50, (8,), generator=draw), "labels": index % 3}
 
 
+class Recordings(torch.utils.data.Dataset):
+    """Eight recordings of noise, each with four labels."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        draw = torch.Generator().manual_seed(index)
+        return {"input_values": torch.randn(400, generator=draw), "labels": torch.arange(4) + 1 + index}
+
+
 def bert(**sizes: int) -> nn.Module:
     """A BERT of two layers, dropout included, that classifies sentences."""
     torch.manual_seed(1)

@@ -78,7 +78,11 @@ class HeldTicket:
         return {**mask_state(self.mask), "steps": self.steps}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a number of steps; raises `TicketError` if they were taken under another mask."""
+        """Go on from a number of steps; raises `TicketError` if they were taken under another mask.
+
+        The weights were loaded before, and are masked now.
+        """
+        self._enforcement.apply()
         check_same_mask(state_dict, self.mask)
         self._enforcement.continue_from(state_dict["steps"])
 

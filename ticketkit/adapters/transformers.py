@@ -160,7 +160,8 @@ class RoundCallback(TrainerCallback):
         if self._begins is not None:
             self._progress.step.restore()
             self._begins = None
-        self._progress.note(state)
+        if self._due or self._round.index == 0:  # any step of the first round may be the one that is gone back to
+            self._progress.note(state)
         if self._due:
             self._due = False
             self._round.checkpoint(step=state.global_step)
