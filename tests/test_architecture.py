@@ -102,6 +102,7 @@ ORDER = [
     "trained",
     "exported",
     "bench",
+    "bench_report",
     "study.overlay",
     "study.config",
     "study.jobs",

@@ -263,34 +263,35 @@ def push(
 @app.command()
 def bench(
     ticket: TicketFile,
-    seconds: Annotated[float, typer.Option(min=0.1, help="the length of an example")] = 5.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="pass made-up examples of this length [default: examples of the run's corpus]"),
+    ] = None,
     batch: Annotated[list[int], typer.Option(min=1, help="examples at once; may be given several times")] = [1, 8, 32],  # noqa: B006
     threads: Annotated[int | None, typer.Option(min=1, help="[default: as many as torch takes]")] = None,
     repeats: Annotated[int, typer.Option(min=3, help="passes of each form")] = 15,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="evaluate each form on the test split too: as long as six evaluations")
+    ] = False,
     plugin: PluginFiles = [],  # noqa: B006
 ) -> None:
-    """Measure a run's ticket in every form that it can be exported in: time, memory, load time, bytes on disk."""
+    """Measure a run's ticket in every form that it can be exported in: time, memory, load time, bytes, test metric."""
     import torch
 
     from ticketkit.bench import bench as measure
-    from ticketkit.bench import verdicts
+    from ticketkit.bench_report import lines_of, table_of
     from ticketkit.trained import open_trained
 
     if threads is not None:
         torch.set_num_threads(threads)
     plugins = load_plugins(plugin)
-    found, left_out = measure(
-        open_trained(ticket, plugins), plugins, batches=batch, seconds=seconds, repeats=repeats, say=errors.print
+    trained = open_trained(ticket, plugins)
+    batches = list(dict.fromkeys(batch))
+    found = measure(
+        trained, plugins, batches=batches, seconds=seconds, repeats=repeats, evaluate=evaluate, say=errors.print
     )
-    passes = [f"ms, batch {size}" for size in batch]
-    table = Table("form", *passes, "real-time factor", "load ms", "peak MiB", "bytes", "layers")
-    for one in found:
-        times = [f"{1e3 * mid:.1f} ({1e3 * low:.1f}-{1e3 * high:.1f})" for mid, low, high in one.passes.values()]
-        factor = f"{one.passes[batch[0]][0] / seconds / batch[0]:.4f}"
-        sizes = (f"{1e3 * one.load_seconds:.0f}", f"{one.peak_bytes / 2**20:.0f}", f"{one.file_bytes:,}", one.layers)
-        table.add_row(one.form, *times, factor, *sizes)
-    console.print(table)
-    for line in [*verdicts(found), *(f"{form}: left out: {reason}" for form, reason in left_out.items())]:
+    console.print(table_of(found, trained.config))
+    for line in lines_of(found, trained.config):
         console.print(line, soft_wrap=True)
 
 

@@ -41,6 +41,27 @@ class ExampleBundle(Protocol):
         ...
 
 
+@runtime_checkable
+class CorpusExampleBundle(Protocol):
+    """A bundle that makes its module's inputs of a corpus, for timing on what the network is for."""
+
+    def corpus_example(self, corpus: Any, batch: int) -> tuple[tuple[Any, ...], float]:
+        """Return inputs of the module, so many examples of the test split, and their seconds together; always the same.
+
+        Examples should be typical: for one, of middle length. Raises `DataError` for data that cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class SteppingBundle(Protocol):
+    """A bundle that knows whether its module can work on a stream, a step at a time."""
+
+    def stepping(self) -> tuple[Callable[[], object], float] | str:
+        """Return what takes the next step of a stream, and the seconds that a step stands for; or why there is none."""
+        ...
+
+
 @dataclass(frozen=True)
 class HiddenUnits:
     """Units between layers of a network, which an export removes where nothing of them reaches what comes behind.

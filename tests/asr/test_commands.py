@@ -233,14 +233,20 @@ def test_a_prepared_corpus_is_trained_on_by_its_manifests(trained: Path, tmp_pat
     assert run.returncode == 0, run.stderr
 
 
-def test_bench_compares_every_form_and_says_what_to_use(trained: Path) -> None:
-    done = ticketkit("bench", TICKET, "--seconds", "0.3", "--batch", "1", "--batch", "2", "--repeats", "3", cwd=trained)
+def test_bench_compares_every_form_on_the_corpus_and_says_what_to_use(trained: Path) -> None:
+    done = ticketkit("bench", TICKET, "--batch", "1", "--batch", "2", "--repeats", "3", "--evaluate", cwd=trained)
     assert done.returncode == 0, done.stderr
     for form in ("dense", "auto", "sparse", "dense int8", "auto fp16"):
         assert f"│ {form} " in done.stdout
+        assert f"evaluating {form}\n" in done.stderr
+    assert "passes are over the test split of spoken_digits: examples of " in done.stdout
+    measured = json.loads((trained / "run" / "test.json").read_text())["1"]["wer"]
+    rows = {line.split("│")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("│ ")}
+    assert f" {100 * measured:.2f} % " in rows["dense"]
     assert "sparse: " in done.stdout
     assert "on this machine, with 1 threads and batches of 1: " in done.stdout
     assert "compact: left out: nothing can be compacted" in done.stdout or "│ compact " in done.stdout
+    assert "no streaming step: its LSTMs read both ways" in done.stdout
 
 
 def test_an_export_has_a_model_card_of_what_was_measured(trained: Path) -> None:

@@ -39,8 +39,6 @@ class ProductConv(nn.Module):
         self.in_channels, self.out_channels, self.groups = module.in_channels, module.out_channels, module.groups
         self.kernel_size, self.stride = module.kernel_size, module.stride
         self.padding, self.dilation = module.padding, module.dilation
-        self._kernel, self._stride = _two(module.kernel_size), _two(module.stride)
-        self._padding, self._dilation = _two(module.padding, 0), _two(module.dilation)  # type: ignore[arg-type]
         self.product = product(module.weight.reshape(module.out_channels, -1), form)
         self.register_buffer("offset", _offset(module.bias, module.out_channels))
         self.offset: Tensor
@@ -51,13 +49,15 @@ class ProductConv(nn.Module):
         x = input.unsqueeze(-2) if self.flat else input
         batched = x.dim() == 4
         x = x if batched else x.unsqueeze(0)
+        kernels, strides = _two(self.kernel_size), _two(self.stride)
+        paddings, dilations = _two(self.padding, 0), _two(self.dilation)  # type: ignore[arg-type]
         height, width = (
             (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
             for size, kernel, stride, padding, dilation in zip(
-                x.shape[-2:], self._kernel, self._stride, self._padding, self._dilation, strict=True
+                x.shape[-2:], kernels, strides, paddings, dilations, strict=True
             )
         )
-        patches = unfold(x, self._kernel, self._dilation, self._padding, self._stride)  # (batch, inputs, places)
+        patches = unfold(x, kernels, dilations, paddings, strides)  # (batch, inputs, places)
         columns = patches.transpose(0, 1).reshape(patches.shape[1], -1)
         result: Tensor = self.product(columns, self.offset)
         maps = result.view(self.out_channels, len(x), height, width).transpose(0, 1).contiguous()

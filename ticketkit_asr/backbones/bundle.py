@@ -1,10 +1,10 @@
 """A recogniser with all that belongs to it: network, features, alphabet, and what it learns and writes by."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from ticketkit import HiddenUnits
 from ticketkit_asr.backbones.units import hidden_units
 from ticketkit_asr.features import FeatureExtractor, FeatureStatistics
 from ticketkit_asr.text import Alphabet
+
+if TYPE_CHECKING:
+    from ticketkit_asr.corpora.corpus import SpeechCorpus
 
 MEAN, DEVIATION = "feature_mean", "feature_deviation"
 """Buffers of a network that hears features centred over the corpus: they are part of it, and travel with it."""
@@ -145,6 +148,41 @@ class SpeechBundle:
         lengths = torch.tensor([frames] * (batch - 1) + [frames if batch == 1 else frames - frames // 10])
         labels = torch.randint(1, self.alphabet.size, (batch, max(1, round(3 * seconds))), generator=random)
         return self.objective.inputs(features.to(device), lengths.to(device), list(labels.to(device)))
+
+    def corpus_example(self, corpus: "SpeechCorpus", batch: int) -> tuple[tuple[Tensor, ...], float]:
+        """Return inputs of the module, always the same, and how many seconds of sound are in them.
+
+        They are utterances of the test split, evenly from the shortest to the longest: of one, the median.
+        """
+        from ticketkit_asr.examples import Hearing, collate
+
+        split = corpus.split("test")
+        order = sorted(range(len(split)), key=lambda i: (split[i].audio.samples, i))
+        chosen = [split[order[(2 * place + 1) * len(order) // (2 * batch)]] for place in range(batch)]
+        hearing = Hearing(self.extractor, corpus.sample_rate, seed=0)
+        features, lengths = collate([hearing.features(utterance, None) for utterance in chosen])
+        targets = [torch.tensor(self.alphabet.encode(utterance.text), dtype=torch.int64) for utterance in chosen]
+        seconds = sum(utterance.audio.samples for utterance in chosen) / corpus.sample_rate
+        return self.objective.inputs(features, lengths, targets), seconds
+
+    def stepping(self) -> tuple[Callable[[], None], float] | str:
+        """Return what hears a stream's next output frame, and the seconds of one; or why the network has no stream.
+
+        What is heard is noise, a batch of one.
+        """
+        from ticketkit_asr.streaming import stream_of, stride_of
+
+        stream = stream_of(self.module)
+        if isinstance(stream, str):
+            return stream
+        stride, extractor = stride_of(self.module), self.untrained_extractor
+        frames = torch.randn(stride, 1, extractor.bins, generator=torch.Generator().manual_seed(0)).unbind(0)
+
+        def step() -> None:
+            for frame in frames:
+                stream.push(frame)
+
+        return step, stride * extractor.options.hop(extractor.sample_rate) / extractor.sample_rate
 
     def hidden_units(self) -> Iterable[HiddenUnits]:
         """Return the units between layers of the network's own modules, which exports remove where they are idle."""
