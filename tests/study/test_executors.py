@@ -50,7 +50,7 @@ supervise(executor, work, jobs(config, config.kinds), workers=2, say=lambda line
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory: pytest.TempPathFactory) -> StudyDirectory:
-    study, _ = done(tmp_path_factory.mktemp("serial"), toy_study("existence"), toy_plugins())
+    study, _ = done(tmp_path_factory.mktemp("serial"), toy_study("existence", seeds=[0]), toy_plugins())
     return study
 
 
@@ -103,7 +103,7 @@ def test_a_worker_that_is_killed_is_replaced_and_all_ends_in_the_bytes_of_one_pr
     assert len(trained_twice(study)) <= 1  # the round that the victim was in
     logs = said + "".join(path.read_text() for path in tmp_path.glob("slurm/*.out"))
     assert f"mlp-imp-s0: begins, after {victim} was gone" in logs
-    assert logs.count(": done in") == 2
+    assert logs.count(": done in") == 1
     if impossible:
         assert "a worker asks for 1 CPU, 64 GPU, which no machine of the Ray cluster has (it has " in said
 
