@@ -89,6 +89,8 @@ ORDER = [
     "adapters.holding",
     "adapters.lightning_position",
     "adapters.lightning",
+    "adapters.speechbrain_position",
+    "adapters.speechbrain",
     "adapters.accelerate",
     "adapters.transformers",
     "adapters",

@@ -100,7 +100,11 @@ def mask_from_state(state: Mapping[str, Any]) -> Mask:
 
 def check_same_mask(state: Mapping[str, Any], mask: Mask) -> None:
     """Raise `TicketError` unless the mask in a checkpoint is this one."""
-    saved = mask_from_state(state)
+    refuse_other_mask(mask_from_state(state), mask)
+
+
+def refuse_other_mask(saved: Mask, mask: Mask) -> None:
+    """Raise `TicketError` unless the mask that a checkpoint was trained with is this one."""
     if saved != mask:
         raise TicketError(
             f"the checkpoint was trained with another mask ({saved.kept:,} of {saved.total:,} weights, "
@@ -131,7 +135,7 @@ def saves(round: Round) -> bool:
 
 def missing(library: str, extra: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
     """Return an error that says what brings a missing library, or the given one if another package is missing."""
-    if error.name != library.partition(".")[0]:
+    if str(error.name).partition(".")[0] != library.partition(".")[0]:
         return error
     return ModuleNotFoundError(
         f"{library} is not installed; it comes with: pip install 'ticketkit[{extra}]'", name=error.name
