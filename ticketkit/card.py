@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ticketkit.errors import ConfigError, StorageError
+from ticketkit.errors import ConfigError, RunError, StorageError
 from ticketkit.export import FACTS_FILE
+from ticketkit.exported import check_files
 from ticketkit.results import RESULTS_FILE, Results
 from ticketkit.storage import write_text_atomically
 from ticketkit.study.examinations import read_examinations
@@ -102,19 +103,27 @@ def card(trained: TrainedTicket, facts: Mapping[str, Any], *, licence: str | Non
 
 
 def push(directory: Path, repository: str, *, private: bool = True) -> str:
-    """Upload the folder of an export to the Hugging Face hub and return its address.
+    """Upload the folder of an export to the Hugging Face hub and return the address of the commit.
 
-    Raises `ConfigError` without huggingface_hub, and whatever the hub answers otherwise.
+    Its files are checked against their digests first. A repository that is new is private or public as told, one that
+    is there stays what it is. Raises `ConfigError` without huggingface_hub, `StorageError` for a folder that is no
+    export or whose files have changed, and `RunError` with what the hub answered if it did not take them.
     """
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
         raise ConfigError("uploading needs huggingface_hub; pip install 'ticketkit[hf]'") from error
-    if not (directory / FACTS_FILE).is_file():
-        raise ConfigError(f"{directory} holds no export; write one with: ticketkit export")
+    check_files(directory)
     api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repository, folder_path=directory))
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        uploaded = api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Upload a ticket")
+    except Exception as error:  # of the hub's client, whose kinds of errors change with its versions
+        raise RunError(
+            f"{directory} is not uploaded to {repository}: {error}; log in with: hf auth login, as somebody who may "
+            "write there, and push again"
+        ) from error
+    return str(uploaded)
 
 
 def _metrics(trained: TrainedTicket) -> list[tuple[str, str]]:

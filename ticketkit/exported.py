@@ -66,14 +66,11 @@ def load_exported(directory: Path, plugins: Plugins) -> ExportedTicket:
     """
     if (directory / CONFIG_FILE).is_file() and not is_export(directory):
         raise no_ticket(directory)
+    facts = check_files(directory)
     try:
-        facts: dict[str, Any] = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
         backbone = facts["run"]["backbone"]
-    except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read {directory / FACTS_FILE}: {error}; export the ticket again") from error
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{directory} does not say which backbone it is of; use ticketkit export") from error
-    _check_files(directory, facts)
     with seeded(0):
         bundle: Any = made(plugins.choose("backbone", backbone), "backbone")
     if (directory / RUNTIME).is_file():
@@ -92,8 +89,12 @@ def load_exported(directory: Path, plugins: Plugins) -> ExportedTicket:
     return ExportedTicket(bundle, facts, directory)
 
 
-def _check_files(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Raise `StorageError` naming a file that is not the one that was written."""
+def check_files(directory: Path) -> dict[str, Any]:
+    """Return what `export.json` says of the files in its folder; raise `StorageError` naming one that has changed."""
+    try:
+        facts: dict[str, Any] = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {directory / FACTS_FILE}: {error}; export the ticket again") from error
     try:
         digests = {name: file["sha256"] for name, file in facts.get("files", {}).items()}
     except (AttributeError, KeyError, TypeError) as error:
@@ -102,6 +103,7 @@ def _check_files(directory: Path, facts: Mapping[str, Any]) -> None:
         path = directory / name
         if not path.is_file() or file_digest(path) != digest:
             raise StorageError(f"{path} is not the file that was exported; export the ticket again")
+    return facts
 
 
 def _load_weights(bundle: Bundle, path: Path) -> None:
