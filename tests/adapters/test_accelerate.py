@@ -27,10 +27,15 @@ STEPS = 6
 
 @pytest.fixture(autouse=True)
 def _one_accelerator() -> Iterator[None]:
-    """Forget the settings that all accelerators of a process share."""
+    """Forget before and after a test the settings that all accelerators of a process share."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget()
 
 
 def half(model: nn.Module, seed: int = 0) -> Mask:
