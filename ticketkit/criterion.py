@@ -10,7 +10,7 @@ from ticketkit.distributed import rank
 from ticketkit.errors import ConfigError, ScoreError
 from ticketkit.mask import Mask, shape_differences
 from ticketkit.probe import Probe
-from ticketkit.sharding import Part, any_sharded, is_sharded, local, part_like, with_local
+from ticketkit.sharding import Gathered, Part, any_sharded, is_sharded, local, part_like, with_local
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,11 @@ def here(scores: Mapping[str, torch.Tensor], names: Iterable[str]) -> Mapping[st
     if isinstance(scores, ElementwiseScores):
         return scores.here(list(names))
     return {name: local(scores[name]) for name in names}
+
+
+def gathered(scores: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Return scores that can be read whole: themselves, if none of them is distributed."""
+    return scores if parts_of(scores, scores) is None else Gathered(scores)
 
 
 def check_scores(scores: Mapping[str, torch.Tensor], mask: Mask) -> torch.dtype:

@@ -1,7 +1,8 @@
 """One run on several ranks: what they tell each other, the one mask they hold, and what only one of them writes."""
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from ticketkit.errors import MaskError
 from ticketkit.mask import Mask
+from ticketkit.sharding import is_sharded, whole
 
 Result = TypeVar("Result")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -68,9 +70,7 @@ class AllRanks:
             result = work()
         except Exception as error:
             failure = error
-        failures: list[Exception | None] = [None] * ranks()
-        dist.all_gather_object(failures, failure)
-        for number, found in enumerate(failures):
+        for number, found in enumerate(everyones(failure)):
             if found is not None:
                 raise type(found)(f"rank {number}: {found}") from failure
         return result
@@ -94,6 +94,20 @@ class AllRanks:
 ALONE, ALL_RANKS = Alone(), AllRanks()
 
 
+def collect(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of a tensor on the CPU of rank 0, and nothing of a distributed one elsewhere; all ranks must ask."""
+    full = whole(tensor)
+    return full.new_empty(0) if rank() and is_sharded(tensor) else full
+
+
+def everyones(mine: Result) -> list[Result]:
+    """Return an object of each rank, that of rank 0 first; all ranks must ask."""
+    found: list[Any] = [mine] * ranks()
+    if ranks() > 1:
+        dist.all_gather_object(found, mine)
+    return found
+
+
 def _device() -> torch.device:
     """Return the device from which the process group sends."""
     on_gpu = dist.get_backend() == "nccl"
@@ -105,7 +119,7 @@ def once(write: Callable[[], Result]) -> Result:
 
     No rank goes on before it is done. What it raises is raised on every rank.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if ranks() == 1:
         return write()
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
@@ -146,7 +160,7 @@ def agreed(mask: Mask) -> Mask:
     Every rank calls this once a pruning, so that no collective waits for a rank that took another turn. Raises
     `MaskError` naming ranks and digests if the ranks mask different parameters, or hold different bits afterwards.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if ranks() == 1:
         return mask
     _compare({name: tuple(shape) for name, shape in mask.shapes.items()}, "mask different parameters")
     bits = {}
@@ -155,17 +169,26 @@ def agreed(mask: Mask) -> Mask:
         dist.broadcast(packed, src=0)
         bits[name] = bytes(packed.cpu().numpy())[: len(mask.bits(name))]
     decided = Mask.from_bits(mask.shapes, bits, aliases=mask.aliases)
-    _compare(decided.digest, "hold different masks after rank 0 broadcast its own")
+    check_same(decided)
     return decided
 
 
-def _compare(mine: object, fault: str) -> None:
-    """Raise `MaskError` on every rank unless all ranks have the same value."""
-    everyone: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    different = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
+def check_same(mask: Mask) -> None:
+    """Raise `MaskError` on every rank, naming ranks and parameter, unless all ranks hold this mask."""
+    if ranks() > 1:
+        digests = {name: hashlib.sha256(mask.bits(name)).hexdigest() for name in mask}
+        _compare({name: tuple(shape) for name, shape in mask.shapes.items()}, "mask different parameters")
+        _compare(digests, "hold different masks")
+
+
+def _compare(mine: Mapping[str, object], fault: str) -> None:
+    """Raise `MaskError` on every rank unless all ranks have the same items."""
+    everyone = everyones(mine)
+    different = [number for number, other in enumerate(everyone) if other != everyone[0]]
     if different:
+        one, other = everyone[0], everyone[different[0]]
+        name = next(name for name in {**one, **other} if one.get(name) != other.get(name))
         raise MaskError(
-            f"rank 0 and ranks {different} {fault}: {everyone[0]!r:.200} and {everyone[different[0]]!r:.200}; build "
-            "the model and IMP the same way on every rank"
+            f"rank 0 and ranks {different} {fault}, first at {name!r}: {one.get(name, 'missing')} and "
+            f"{other.get(name, 'missing')}; build the model and IMP the same way on every rank"
         )

@@ -22,9 +22,10 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ticketkit.errors import NoEffectWarning, ScopeError
-from ticketkit.mask import Mask
+from ticketkit.mask import Mask, Shape
 from ticketkit.names import named_parameters
 from ticketkit.scope import masked_parameters
+from ticketkit.sharding import Part, local
 
 INTEGER_OF_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 CHUNK = 1 << 16  # weights whose mask is spelled out at a time by the lean way; a multiple of 8
@@ -80,7 +81,8 @@ class Enforcement:
         self._parameters = {name: group for name, group in groups.items() if counts[name] < sizes[name]}
         self._all_parameters = groups
         self._mask = mask
-        self._keep = {name: (_LeanKeep if lean else _Keep)(mask, name) for name in self._parameters}
+        kind = _LeanKeep if lean else _Keep
+        self._keep = {name: kind(*_here(mask, name, group[0])) for name, group in self._parameters.items()}
         self._met: WeakSet[Optimizer] = WeakSet()
         self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._averages: list[nn.Module] = []
@@ -164,7 +166,7 @@ class Enforcement:
         These are the model's present parameters: one that was replaced inside the block has not been held.
         """
         present = self._pruned_in(self._model)
-        revived = [name for name, group in present.items() if any(_has_revived(p, self._mask[name]) for p in group)]
+        revived = [name for name, group in present.items() if any(_has_revived(p, self._keep[name]) for p in group)]
         for name in revived:
             for parameter in present[name]:
                 self._keep[name].clear_pruned(parameter)
@@ -194,10 +196,12 @@ class Enforcement:
         """Say whether the flat vectors of an LBFGS history hold anything for a pruned weight."""
         names = [self._scope.get(id(parameter)) for parameter in parameters]
         kept = [
-            self._mask[name].flatten() if name in self._keep else torch.ones(parameter.numel(), dtype=torch.bool)
+            _pruned(self._keep[name].packed, self._keep[name].shape).flatten()
+            if name in self._keep
+            else torch.zeros(local(parameter).numel(), dtype=torch.bool)
             for name, parameter in zip(names, parameters, strict=True)
         ]
-        pruned = torch.cat(kept).logical_not_().to(parameters[0].device)
+        pruned = torch.cat(kept).to(parameters[0].device)
         for state in optimizer.state.values():
             lists = [value if isinstance(value, list) else [value] for value in state.values()]
             vectors = [v for values in lists for v in values if isinstance(v, torch.Tensor) and v.shape == pruned.shape]
@@ -231,47 +235,50 @@ class Enforcement:
 
 
 class _Keep:
-    """The integer mask of one parameter: all bits set where a weight is kept, none where it is pruned."""
+    """The integer mask of one parameter: all bits set where a weight is kept, none where it is pruned.
 
-    def __init__(self, mask: Mask, name: str):
-        self._mask = mask
-        self._name = name
+    Of a parameter that is distributed over ranks, it covers the part that is here.
+    """
+
+    def __init__(self, packed: bytes, shape: Shape):
+        self.packed = packed
+        self.shape = shape
         self._integers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     def clear_pruned(self, tensor: torch.Tensor) -> None:
-        """Set the pruned entries of a tensor shaped like the parameter to +0.0."""
-        bits = tensor.detach().view(INTEGER_OF_WIDTH[tensor.element_size()])
-        bits.bitwise_and_(self._for(tensor.device, bits.dtype))
+        """Set the pruned entries of a tensor shaped and placed like the parameter to +0.0."""
+        values = local(tensor)
+        bits = values.view(INTEGER_OF_WIDTH[values.element_size()])
+        bits.bitwise_and_(self._for(values.device, bits.dtype))
 
     def _for(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         if (device, dtype) not in self._integers:
-            shape = self._mask.shapes[self._name]
-            integers = _integers(self._mask.bits(self._name), prod(shape), dtype.itemsize)
-            self._integers[device, dtype] = torch.from_numpy(integers).reshape(shape).to(device)
+            integers = _integers(self.packed, prod(self.shape), dtype.itemsize)
+            self._integers[device, dtype] = torch.from_numpy(integers).reshape(self.shape).to(device)
         return self._integers[device, dtype]
 
 
 class _LeanKeep:
     """The mask of one parameter in a bit a weight, spelled out chunk by chunk; elsewhere than on a CPU, in a byte."""
 
-    def __init__(self, mask: Mask, name: str):
-        self._mask = mask
-        self._name = name
+    def __init__(self, packed: bytes, shape: Shape):
+        self.packed = packed
+        self.shape = shape
         self._pruned: dict[torch.device, torch.Tensor] = {}
 
     def clear_pruned(self, tensor: torch.Tensor) -> None:
-        """Set the pruned entries of a tensor shaped like the parameter to +0.0."""
-        if tensor.device.type == "cpu" and tensor.is_contiguous():
-            width = tensor.element_size()
-            values = tensor.detach().view(INTEGER_OF_WIDTH[width]).reshape(-1).numpy()
-            packed = self._mask.bits(self._name)
-            for start in range(0, len(values), CHUNK):
-                chunk = values[start : start + CHUNK]
-                chunk &= _integers(packed[start // 8 : (start + CHUNK) // 8], len(chunk), width)
+        """Set the pruned entries of a tensor shaped and placed like the parameter to +0.0."""
+        values = local(tensor)
+        if values.device.type == "cpu" and values.is_contiguous():
+            width = values.element_size()
+            integers = values.view(INTEGER_OF_WIDTH[width]).reshape(-1).numpy()
+            for start in range(0, len(integers), CHUNK):
+                chunk = integers[start : start + CHUNK]
+                chunk &= _integers(self.packed[start // 8 : (start + CHUNK) // 8], len(chunk), width)
             return
-        if tensor.device not in self._pruned:
-            self._pruned[tensor.device] = self._mask[self._name].logical_not_().to(tensor.device)
-        tensor.detach().masked_fill_(self._pruned[tensor.device], 0.0)
+        if values.device not in self._pruned:
+            self._pruned[values.device] = _pruned(self.packed, self.shape).to(values.device)
+        values.masked_fill_(self._pruned[values.device], 0.0)
 
 
 def _integers(packed: bytes, size: int, width: int) -> np.ndarray[Any, np.dtype[Any]]:
@@ -298,9 +305,22 @@ def _clear_pruned_gradient(keep: _Keep | _LeanKeep, parameter: torch.Tensor) -> 
     keep.clear_pruned(gradient)
 
 
-def _has_revived(tensor: torch.Tensor, mask: torch.Tensor) -> bool:
+def _has_revived(tensor: torch.Tensor, keep: _Keep | _LeanKeep) -> bool:
     """Say whether any pruned entry differs from zero."""
-    return bool((tensor.detach() != 0).logical_and_(mask.logical_not_().to(tensor.device)).any())
+    values = local(tensor)
+    return bool((values != 0).logical_and_(_pruned(keep.packed, keep.shape).to(values.device)).any())
+
+
+def _here(mask: Mask, name: str, parameter: torch.Tensor) -> tuple[bytes, Shape]:
+    """Return the packed mask and the shape of what is here of a parameter."""
+    part = Part.of(parameter)
+    return part.bits(mask.bits(name)), part.sizes
+
+
+def _pruned(packed: bytes, shape: Shape) -> torch.Tensor:
+    """Return True where a packed mask of a shape prunes."""
+    flags = np.unpackbits(np.frombuffer(packed, np.uint8), count=prod(shape), bitorder="little")
+    return torch.from_numpy(flags ^ 1).view(torch.bool).reshape(shape)
 
 
 def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ticketkit.allocation import floor_counts
 from ticketkit.analysis import Mode, best_record, extreme_record
-from ticketkit.distributed import agreed
+from ticketkit.distributed import agreed, check_same, once
 from ticketkit.enforce import Enforcement, enforced
 from ticketkit.errors import ConfigError
 from ticketkit.granularity import Layout, checked_pattern
@@ -28,6 +28,7 @@ from ticketkit.rewinder import Rewinder
 from ticketkit.round import Round, Start
 from ticketkit.schedule import Target
 from ticketkit.scope import Scope
+from ticketkit.sharding import has_shards
 from ticketkit.snapshot import Snapshot
 from ticketkit.ticket import Ticket, TicketFacts
 
@@ -90,6 +91,11 @@ class IMP:
         _check_kinds(scope=scope, mask=mask, seed=seed)
         self.model = model
         self.scope = scope if isinstance(scope, Scope) else Scope.of(model, **(scope or {}))
+        if batches is not None and has_shards(model):
+            raise ConfigError(
+                "criteria that look at gradients or activations run the whole network in one process, and this one is "
+                "distributed over ranks; choose a criterion of weights, such as 'magnitude', and give no batches="
+            )
         self.floor = floor
         self.seed = seed
         self.rewind = Rewind.of(rewind)
@@ -211,6 +217,7 @@ class IMP:
     @contextmanager
     def _opened(self) -> Iterator[None]:
         """Take the run directory, if there is one, with all that earlier processes finished in it."""
+        check_same(self._masks[max(self._masks)])
         with self._ledger.locked() if self._ledger else nullcontext():
             if self._ledger:
                 self._ledger.identify(self._identity())
@@ -258,6 +265,7 @@ class IMP:
             bare = Ticket(mask, facts=self._facts(record))
             record = self._ledger.commit(bare, trained, record)
             self._emit("ticket_saved", ticket=bare, path=self._ledger.ticket_path(record))
+        record = once(lambda: record)  # rank 0 has measured for all
         self._records.append(record)
         self._emit("round_end", record=record)
 

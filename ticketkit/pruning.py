@@ -26,6 +26,7 @@ from ticketkit.probe import Probe
 from ticketkit.registry import Choice
 from ticketkit.rng import derived_seed
 from ticketkit.schedule import Target, plan
+from ticketkit.sharding import placed_like
 
 OnCollapse = Literal["warn", "stop", "reallocate"]
 
@@ -101,7 +102,7 @@ class Pruner:
         seed = derived_seed(self.seed, index)
         inputs = ScoreInputs(
             weights={name: weights[name].detach() for name in mask},
-            initial={name: initial[name].detach() for name in mask},
+            initial={name: placed_like(initial[name].detach(), weights[name]) for name in mask},
             mask=mask,
             generator=torch.Generator().manual_seed(seed),
             keep=keep,

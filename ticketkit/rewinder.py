@@ -22,8 +22,9 @@ from ticketkit.rewind import (
 from ticketkit.rng import derived_seed
 from ticketkit.round import Round, Start
 from ticketkit.scope import Scope
+from ticketkit.sharding import has_shards, whole
 from ticketkit.snapshot import Snapshot
-from ticketkit.state import Stateful, copied
+from ticketkit.state import Stateful, load_state
 
 
 @dataclass
@@ -45,7 +46,16 @@ class Rewinder:
         self._flags: dict[nn.Module, bool] = {}
         self._trainable: dict[nn.Parameter, bool] = {}
         self._unsettled: Mapping[str, Stateful] | None = None
-        if self._reinitialises and self.initialise is None:
+        if self._reinitialises:
+            self._check_reinitialisable()
+
+    def _check_reinitialisable(self) -> None:
+        if has_shards(self.model):
+            raise ConfigError(
+                "rewind='reinit' draws fresh weights module by module, and this network is distributed over ranks; make "
+                "the control where it fits on one"
+            )
+        if self.initialise is None:
             check_reinitialisable(self.model)
 
     def open(self) -> None:
@@ -120,7 +130,7 @@ class Rewinder:
         if self._initial is None:
             return
         if name in self._initial.training:
-            thing.load_state_dict(copied(self._initial.training[name]))
+            load_state(thing, self._initial.training[name])
         else:
             self._initial = self._kept(self._initial.with_training(name, thing), INIT)
 
@@ -143,8 +153,12 @@ class Rewinder:
         return trained
 
     def start_tensors(self, index: int) -> Mapping[str, torch.Tensor] | None:
-        """Return what the network was at the start of a round, before its mask; None if nothing kept that."""
+        """Return what the network was at the start of a round, before its mask; None if nothing kept that.
+
+        What is distributed over ranks is gathered: all of them must ask.
+        """
         tensors = self._reinitialised(index) if index and self._reinitialises else self.origin.tensors
+        tensors = {key: whole(tensor) for key, tensor in tensors.items()}
         if index == 0 or all(self._goes_back(key) for key in tensors):
             return tensors
         if self.ledger is None:

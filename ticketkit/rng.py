@@ -38,6 +38,11 @@ class RngState:
         if self.torch_cuda and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(list(self.torch_cuda))
 
+    def same(self, other: "RngState") -> bool:
+        """Say whether two states would draw the same numbers."""
+        own, others = self.to_tensors(), other.to_tensors()
+        return own.keys() == others.keys() and all(tensor.equal(others[key]) for key, tensor in own.items())
+
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return the states as uint8 tensors, for a safetensors file."""
         version, words, gauss = self.python

@@ -9,12 +9,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from ticketkit.distributed import ranks
 from ticketkit.enforce import Enforcement
 from ticketkit.errors import ConfigError, NoEffectWarning
 from ticketkit.mask import Mask
 from ticketkit.rewind import PARTS
 from ticketkit.snapshot import Snapshot
-from ticketkit.state import Stateful, copied
+from ticketkit.state import Stateful, copied, load_state
 
 AVERAGES = ("ema", "swa", "average")  # what a tracked module is called if it is an average of the network
 PROGRESS = "round"  # the name under which a checkpoint holds the round's own counters
@@ -136,7 +137,12 @@ class Round:
                 stacklevel=2,
             )
             return
-        counters = {"step": step, "optimizer_steps": self._enforcement.steps, "metrics": self.metrics}
+        counters = {
+            "step": step,
+            "optimizer_steps": self._enforcement.steps,
+            "metrics": self.metrics,
+            "ranks": ranks(),
+        }
         self._save(Snapshot.capture(self.model, {**self.tracked, PROGRESS: _Held(counters)}))
 
     def recall(self, trained: Snapshot, tracked: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
@@ -157,7 +163,7 @@ class Round:
                 f"round.track({name}=...) in round {self.index}, but an earlier round did not track it, so there is no "
                 "state to give it; track the same objects in every round, the first one included"
             )
-        thing.load_state_dict(copied(self._start.training[name]))
+        load_state(thing, self._start.training[name])
 
     def _continue(self, checkpoint: Snapshot, objects: Mapping[str, Stateful]) -> int:
         """Put model, objects and generators to the middle of the round; return the step that it stands at."""
@@ -167,10 +173,16 @@ class Round:
                 f"the checkpoint of round {self.index} holds {sorted(saved)}, but the loop tracks {sorted(objects)}; "
                 "track the same objects, or delete the checkpoint to train the round from its start"
             )
+        counters = checkpoint.training[PROGRESS]
+        if counters["ranks"] != ranks():
+            raise ConfigError(
+                f"the checkpoint of round {self.index} was saved by {counters['ranks']} ranks, this run has {ranks()}, "
+                "and its data would go on in another order; go on with as many ranks, or delete the checkpoint to train "
+                "the round from its start"
+            )
         checkpoint.restore_tensors(self.model)
         for name, thing in objects.items():
-            thing.load_state_dict(copied(checkpoint.training[name]))
-        counters = checkpoint.training[PROGRESS]
+            load_state(thing, checkpoint.training[name])
         self._enforcement.continue_from(counters["optimizer_steps"])
         self.metrics.update(counters["metrics"])
         checkpoint.rng.restore()

@@ -18,6 +18,7 @@ from ticketkit.errors import NoEffectWarning, ScopeError
 from ticketkit.mask import Mask, Shape, shape_differences
 from ticketkit.names import computed_weights, memory_of, named_parameters, owned_parameters, unwrap, weight_names
 from ticketkit.names import tied_groups as tied_groups
+from ticketkit.sharding import resharded
 
 Where = Callable[[str, nn.Parameter, nn.Module], bool]
 
@@ -72,7 +73,7 @@ class Scope:
         >>> Scope.of(nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 4)), exclude=["0.*"]).shapes
         {'1.weight_ih_l0': (16, 2), '1.weight_hh_l0': (16, 4)}
         """
-        groups = tied_groups(model)
+        groups = tied_groups(resharded(model))
         parameters = dict(named_parameters(model))
         weights = weight_names(model, embeddings=embeddings, bare=bare)
         include = None if include is None else _patterns(include, "include")
@@ -145,7 +146,7 @@ class Scope:
 
 def masked_parameters(model: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, list[nn.Parameter]]:
     """Return for each name the model's parameter and any tied to it; raise `ScopeError` listing all that do not fit."""
-    by_name = dict(named_parameters(model, remove_duplicate=False))
+    by_name = dict(named_parameters(resharded(model), remove_duplicate=False))
     found = {name: tuple(parameter.shape) for name, parameter in by_name.items() if name in shapes}
     if problems := shape_differences(shapes, found):
         kind = type(unwrap(model)).__name__

@@ -116,11 +116,6 @@ class Gathered(Mapping[str, torch.Tensor]):
         return len(self._tensors)
 
 
-def gathered(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Return tensors that can be read whole: themselves, if none of them is distributed."""
-    return Gathered(tensors) if any_sharded(tensors.values()) else tensors
-
-
 def any_sharded(tensors: Iterable[torch.Tensor]) -> bool:
     """Say whether any of some tensors is distributed; without reading one where none can be."""
     return "torch.distributed.tensor" in sys.modules and any(map(is_sharded, tensors))

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ticketkit.distributed import collect, everyones, rank, ranks
 from ticketkit.errors import ScopeError, StorageError
 from ticketkit.mask import shape_differences
 from ticketkit.names import named_buffers, named_parameters
 from ticketkit.rng import RngState
 from ticketkit.scope import tied_groups
-from ticketkit.state import Stateful, copied, flattened, unflattened
+from ticketkit.sharding import resharded, write_
+from ticketkit.state import Stateful, collected, copied, flattened, unflattened
 from ticketkit.storage import canonical_json, write_atomically
 
 
@@ -27,12 +29,15 @@ class Snapshot:
     """Copies of every parameter and buffer of a model on the CPU, and the state of the random generators.
 
     Keys are `parameter/<name>` (tied parameters once, under the first name) and `buffer/<name>`. `training` holds the
-    states of an optimizer and whatever else a loop tracks, by the name it gave them.
+    states of an optimizer and whatever else a loop tracks, by the name it gave them. A tensor that is distributed over
+    ranks is captured so, each part where it is; in a file it is whole, and any number of ranks can restore it. `rng` is
+    this rank's; `others` are those of ranks 1, 2, … in a snapshot that rank 0 writes for all.
     """
 
     tensors: Mapping[str, torch.Tensor]
     rng: RngState
     training: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[RngState, ...] = ()
 
     @classmethod
     def capture(cls, model: nn.Module, tracked: Mapping[str, Stateful] | None = None) -> Self:
@@ -40,7 +45,7 @@ class Snapshot:
         live = state_tensors(model)
         if lazy := [key.partition("/")[2] for key, tensor in live.items() if is_lazy(tensor)]:
             raise ScopeError(f"{', '.join(lazy)}: not initialised yet; run the model once on a batch first")
-        tensors = {key: tensor.detach().cpu().clone() for key, tensor in live.items()}
+        tensors = {key: copied(tensor) for key, tensor in live.items()}
         training = {name: copied(thing.state_dict()) for name, thing in (tracked or {}).items()}
         return cls(tensors, RngState.capture(), training)
 
@@ -64,10 +69,9 @@ class Snapshot:
             raise ScopeError(
                 f"{type(model).__name__} is not the model this snapshot was taken of:\n  " + "\n  ".join(problems)
             )
-        with torch.no_grad():
-            for key, tensor in live.items():
-                if keys is None or key in keys:
-                    tensor.copy_(self.tensors[key])
+        for key, tensor in live.items():
+            if keys is None or key in keys:
+                write_(tensor, self.tensors[key])
         for parameter in model.parameters():
             parameter.grad = None
 
@@ -75,9 +79,25 @@ class Snapshot:
         """Return the captured parameters by name."""
         return {key.removeprefix("parameter/"): t for key, t in self.tensors.items() if key.startswith("parameter/")}
 
+    def collected(self) -> Self:
+        """Return what rank 0 can write: whole tensors, and every rank's generators; all ranks must ask for it."""
+        if ranks() == 1:
+            return self
+        states = everyones(self.rng)
+        alike = all(state.same(states[0]) for state in states)
+        return replace(
+            self,
+            tensors={key: collect(tensor) for key, tensor in self.tensors.items()},
+            training=collected(self.training),
+            rng=states[0],
+            others=() if alike else tuple(states[1:]),
+        )
+
     def save(self, path: Path) -> None:
         """Write the snapshot as one safetensors file, whole or not at all, with a digest of its content."""
         tensors = {key: tensor.contiguous() for key, tensor in self.tensors.items()} | self.rng.to_tensors()
+        for number, state in enumerate(self.others, start=1):
+            tensors |= {f"rank/{number}/{key}": tensor for key, tensor in state.to_tensors().items()}
         skeleton = {name: flattened(state, f"training/{name}", tensors) for name, state in self.training.items()}
         training = canonical_json(skeleton)
         metadata = {"ticketkit": canonical_json([content_digest(f"snapshot{training}", tensors), training])}
@@ -100,12 +120,14 @@ class Snapshot:
             )
         states = {name: unflattened(skeleton, tensors) for name, skeleton in json.loads(training).items()}
         network = {key: tensor for key, tensor in tensors.items() if key.startswith(("parameter/", "buffer/"))}
-        return cls(network, RngState.from_tensors(tensors), states)
+        here = f"rank/{rank()}/"
+        own = {key.removeprefix(here): tensor for key, tensor in tensors.items() if key.startswith(here)}
+        return cls(network, RngState.from_tensors(own or tensors), states)
 
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the live parameters and buffers of a model, tied ones once, under the snapshot's keys."""
-    parameters = dict(named_parameters(model))
+    parameters = dict(named_parameters(resharded(model)))
     tensors: dict[str, torch.Tensor] = {f"parameter/{name}": parameters[name] for name in tied_groups(model)}
     return tensors | {f"buffer/{name}": buffer for name, buffer in named_buffers(model, wrappers=False)}
 

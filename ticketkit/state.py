@@ -4,13 +4,17 @@ Any nesting of dicts, lists and tuples over tensors, NumPy arrays, numbers, stri
 its types, so that an optimizer, a scheduler, a gradient scaler or a sampler gets back exactly what it gave.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
+from ticketkit.distributed import collect
 from ticketkit.errors import StorageError
+from ticketkit.sharding import is_sharded, placed_like
 
 Tensors = dict[str, torch.Tensor]
 
@@ -28,15 +32,48 @@ class Stateful(Protocol):
 
 
 def copied(state: Any) -> Any:
-    """Return a nested state that shares no memory with the given one; tensors come to the CPU."""
+    """Return a nested state that shares no memory with the given one.
+
+    Tensors come to the CPU, except those that are distributed over ranks: they stay where they are.
+    """
+    return _mapped(state, lambda tensor: _on_cpu(tensor).clone())
+
+
+def collected(state: Any) -> Any:
+    """Return a nested state with all tensors whole, on the CPU of rank 0; all ranks must ask for it."""
+    return _mapped(state, collect)
+
+
+def load_state(thing: Stateful, state: dict[str, Any]) -> None:
+    """Let an object take over a copy of a state; its whole tensors are distributed as the object's own are.
+
+    An optimizer has no tensors before its first step: those of its state go where their parameters are.
+    """
+    if isinstance(thing, Optimizer):
+        thing.load_state_dict(copied(state))
+        for parameter, values in thing.state.items():
+            for key, value in values.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    values[key] = placed_like(value, parameter)
+        return
+    own = thing.state_dict() if isinstance(thing, nn.Module) else {}
+    thing.load_state_dict({k: placed_like(v, own[k]) if k in own else v for k, v in copied(state).items()})
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach() if is_sharded(tensor) else tensor.detach().cpu()
+
+
+def _mapped(state: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a nested state with a function applied to each of its tensors, and everything else copied."""
     if isinstance(state, torch.Tensor):
-        return state.detach().cpu().clone()
+        return function(state)
     if isinstance(state, np.ndarray):
         return state.copy()
     if isinstance(state, Mapping):
-        return {key: copied(value) for key, value in state.items()}
+        return {key: _mapped(value, function) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        values = [copied(value) for value in state]
+        values = [_mapped(value, function) for value in state]
         return tuple(values) if isinstance(state, tuple) else values
     return state
 

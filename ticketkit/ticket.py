@@ -30,6 +30,7 @@ from ticketkit.errors import MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask, shape_differences
 from ticketkit.provenance import Provenance
 from ticketkit.scope import masked_parameters
+from ticketkit.sharding import local, part_like, write_
 from ticketkit.snapshot import content_digest, state_tensors
 from ticketkit.storage import canonical_json, write_atomically
 
@@ -141,17 +142,18 @@ class Ticket:
         """
         self.check_fits(model)
         if self.weights is not None:
-            with torch.no_grad():
-                for key, tensor in state_tensors(model).items():
-                    tensor.copy_(self.weights[key])
-        with torch.no_grad():
-            for name, group in masked_parameters(model, self.mask.shapes).items():
-                for parameter in group:
-                    parameter.masked_fill_(~self.mask[name].to(parameter.device), 0.0)
+            for key, tensor in state_tensors(model).items():
+                write_(tensor, self.weights[key])
+        for name, group in masked_parameters(model, self.mask.shapes).items():
+            for parameter in group:
+                local(parameter).masked_fill_(part_like(~self.mask[name], parameter).to(parameter.device), 0.0)
         return model
 
     def verify(self, model: nn.Module) -> None:
-        """Raise `TicketError` unless the ticket fits the model and every pruned weight of it is exactly zero."""
+        """Raise `TicketError` unless the ticket fits the model and every pruned weight of it is exactly zero.
+
+        Of a model that is distributed over ranks, each checks what it holds.
+        """
         self.check_fits(model)
         groups = masked_parameters(model, self.mask.shapes)
         _check_pruned(self.mask, {name: group[0] for name, group in groups.items()})
@@ -216,7 +218,10 @@ class Ticket:
 
 
 def _check_pruned(mask: Mask, tensors: Mapping[str, torch.Tensor]) -> None:
-    counts = {name: int(torch.count_nonzero(tensors[name].detach().cpu()[~mask[name]])) for name in mask}
+    counts = {}
+    for name in mask:
+        values = tensors[name]
+        counts[name] = int(torch.count_nonzero(local(values).cpu()[part_like(~mask[name], values)]))
     if broken := ", ".join(f"{name}: {count}" for name, count in counts.items() if count):
         raise TicketError(f"these weights do not hold the ticket; pruned weights that are not zero: {broken}")
 

@@ -7,6 +7,7 @@ from math import prod
 from typing import Self
 
 from ticketkit.contest import Contest, Pool
+from ticketkit.criterion import gathered
 from ticketkit.errors import BudgetError, ConfigError
 from ticketkit.granularity import Counts, Labels, Scores
 from ticketkit.mask import Mask, Shape, shape_differences
@@ -90,6 +91,7 @@ class Units:
         if problems := shape_differences(self.parameters, mask.shapes):
             raise BudgetError("the units are of other parameters than the mask:\n  " + "\n  ".join(problems))
         select(scores, mask, mask.kept)  # refuses scores that cannot be ranked
+        scores = gathered(scores)
         if unknown := sorted((floors or {}).keys() - self.spaces.keys()):
             raise BudgetError(f"floors name spaces that there are not: {unknown}; there are: {', '.join(self.spaces)}")
         contest = Contest.of(self.membership, scores, mask, self.pool)

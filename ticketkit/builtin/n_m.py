@@ -11,7 +11,7 @@ from pydantic import PositiveInt, model_validator
 
 from ticketkit.builtin.granularities import refuse_missing
 from ticketkit.contenders import CHUNK
-from ticketkit.criterion import flat_slice
+from ticketkit.criterion import flat_slice, gathered
 from ticketkit.errors import BudgetError, ConfigError
 from ticketkit.granularity import Array, Counts, Layout, Scores
 from ticketkit.mask import Mask, Shape
@@ -80,6 +80,7 @@ class NOfM:
         Raises `BudgetError` if the groups need more than the budget, and what `ticketkit.select` raises.
         """
         select(scores, mask, mask.kept)  # refuses scores that cannot be ranked
+        scores = gathered(scores)
         sure = self.best_of_groups(scores, mask)
         wanted = {name: whole_number(count, f"keep[{name!r}]") for name, count in _counts(keep)}
         if below := [name for name, count in wanted.items() if count < 0]:

@@ -8,6 +8,7 @@ import torch
 from ticketkit.criterion import Criterion, ElementwiseScores, ScoreInputs
 from ticketkit.errors import ScoreError
 from ticketkit.options import Options
+from ticketkit.sharding import placed_like, whole
 
 
 def magnitude(inputs: ScoreInputs) -> Mapping[str, torch.Tensor]:
@@ -21,7 +22,7 @@ def magnitude_over_init(inputs: ScoreInputs) -> Mapping[str, torch.Tensor]:
     Raw global magnitude empties layers whose initial weights are small; this undoes their scale and nothing else.
     Raises `ScoreError` for a parameter that was initialised to zero, which has no scale.
     """
-    scales = {name: initial.abs().mean(dtype=torch.float64) for name, initial in inputs.initial.items()}
+    scales = {name: whole(initial).abs().mean(dtype=torch.float64) for name, initial in inputs.initial.items()}
     if zero := [name for name, scale in scales.items() if not scale > 0 and inputs.initial[name].numel()]:
         raise ScoreError(
             f"magnitude_over_init needs initial weights with a scale, but {', '.join(zero)} start at zero; "
@@ -80,13 +81,15 @@ def lamp(inputs: ScoreInputs) -> Mapping[str, torch.Tensor]:
     equal magnitudes the earlier counts as larger, the order in which `select` breaks ties. In float64, each parameter
     scaled by its largest weight first.
     """
-    return {name: _lamp(_kept(inputs, name), inputs.mask[name]) for name in inputs.mask}
+    return {
+        name: placed_like(_lamp(_kept(inputs, name), inputs.mask[name]), inputs.weights[name]) for name in inputs.mask
+    }
 
 
 def random(inputs: ScoreInputs) -> Mapping[str, torch.Tensor]:
     """Return uniform random scores from the run's own generator: the control without any criterion."""
     return {
-        name: torch.rand(weights.shape, generator=inputs.generator, dtype=torch.float64)
+        name: placed_like(torch.rand(weights.shape, generator=inputs.generator, dtype=torch.float64), weights)
         for name, weights in inputs.weights.items()
     }
 
@@ -122,7 +125,7 @@ def inverted(inputs: ScoreInputs, *, options: InvertedOptions) -> Mapping[str, t
 
 def _kept(inputs: ScoreInputs, name: str) -> torch.Tensor:
     """Return the kept weights of one parameter, flat, in float64 on the CPU."""
-    return inputs.weights[name].detach().to("cpu", torch.float64)[inputs.mask[name]]
+    return whole(inputs.weights[name]).to(torch.float64)[inputs.mask[name]]
 
 
 def _peak(values: torch.Tensor) -> float:
