@@ -43,6 +43,7 @@ ORDER = [
     "rewind",
     "enforce",
     "gaps",
+    "planes",
     "ticket",
     "ledger",
     "round",
