@@ -32,6 +32,7 @@ from ticketkit.runtime.saving import RUNTIME, TENSORS
 EXPORTERS: dict[str, dict[str, Any]] = {
     "weights": {"name": "weights"},
     "compressed": {"name": "compressed"},
+    "deflated": {"name": "compressed", "deflate": True},
     "dense": {"name": "dense"},
     "sparse": {"name": "sparse"},
     "auto": {"name": "auto"},
@@ -107,7 +108,7 @@ def test_what_was_exported_is_loaded_with_its_outputs_and_facts(name, tmp_path: 
     assert loaded.run == RUN
     assert not any(layer.training for layer in loaded.bundle.module.modules())
     came, expected = outputs(loaded.bundle.module), outputs(module)
-    if name in ("weights", "compressed", "dense"):
+    if name in ("weights", "compressed", "deflated", "dense"):
         assert torch.equal(came, expected) or name == "dense"
     assert (came - expected).abs().max() <= (0.05 if "int8" in name else 1e-6) * expected.abs().max()
 
@@ -126,7 +127,7 @@ def test_a_wrapped_network_is_exported_as_what_it_wraps(tmp_path: Path) -> None:
         assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "wrapped" / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["weights", "sparse", "compressed"])
+@pytest.mark.parametrize("name", ["weights", "sparse", "compressed", "deflated"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_byte_that_was_changed_anywhere_in_any_file_never_gives_another_result(name, data, tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_byte_that_was_changed_anywhere_in_any_file_never_gives_another_result
     folder = tmp_path / "changed"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(origin, folder)
-    tensors = next(path for path in folder.iterdir() if path.name in (TENSORS, "ticket.safetensors"))
+    tensors = next(path for path in folder.iterdir() if path.name in (TENSORS, "ticket.safetensors", "ticket.planes"))
     path = data.draw(st.sampled_from([tensors, *sorted(folder.iterdir())]))
     content = bytearray(path.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
@@ -150,7 +151,7 @@ def test_a_byte_that_was_changed_anywhere_in_any_file_never_gives_another_result
     assert torch.equal(outputs(loaded.bundle.module), before)
 
 
-@pytest.mark.parametrize("name", ["weights", "compressed", "sparse"])
+@pytest.mark.parametrize("name", ["weights", "compressed", "deflated", "sparse"])
 def test_files_that_are_missing_or_cut_short_are_named(name, tmp_path: Path) -> None:
     exported(EXPORTERS[name], tmp_path / "out")
     for path in sorted((tmp_path / "out").iterdir()):

@@ -1,6 +1,7 @@
 """An export, ready to use: the backbone built anew, with the layers and values that were written."""
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from copy import copy
@@ -15,6 +16,7 @@ from ticketkit.building import made
 from ticketkit.errors import ConfigError, StorageError, TicketError
 from ticketkit.experiment import CONFIG_FILE
 from ticketkit.export import FACTS_FILE
+from ticketkit.planes import inflated
 from ticketkit.plugins import Plugins
 from ticketkit.rng import seeded
 from ticketkit.roles import Bundle, Corpus
@@ -23,7 +25,7 @@ from ticketkit.storage import file_digest
 from ticketkit.ticket import Ticket
 from ticketkit.whereabouts import no_ticket
 
-TICKET = "ticket.safetensors"
+TICKET, PLANES = "ticket.safetensors", "ticket.planes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,8 @@ def load_exported(directory: Path, plugins: Plugins) -> ExportedTicket:
             object.__setattr__(bundle, "module", module)
     elif (directory / TICKET).is_file():
         Ticket.load(directory / TICKET).apply_(bundle.module)
+    elif (directory / PLANES).is_file():
+        _inflated_ticket(directory / PLANES).apply_(bundle.module)
     elif (directory / TENSORS).is_file():
         _load_weights(bundle, directory / TENSORS)
     else:
@@ -104,6 +108,13 @@ def check_files(directory: Path) -> dict[str, Any]:
         if not path.is_file() or file_digest(path) != digest:
             raise StorageError(f"{path} is not the file that was exported; export the ticket again")
     return facts
+
+
+def _inflated_ticket(path: Path) -> Ticket:
+    with tempfile.TemporaryDirectory() as folder:
+        content = Path(folder) / TICKET
+        content.write_bytes(inflated(path.read_bytes()))
+        return Ticket.load(content)
 
 
 def _load_weights(bundle: Bundle, path: Path) -> None:
