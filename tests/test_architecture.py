@@ -93,6 +93,7 @@ ORDER = [
     "adapters.speechbrain_position",
     "adapters.speechbrain",
     "adapters.accelerate",
+    "adapters.transformers_progress",
     "adapters.transformers",
     "adapters",
     "config",

@@ -9,20 +9,13 @@ One ticket is a callback; so is one round of an `IMP` run, with a fresh `Trainer
         trainer.evaluate()
 """
 
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
-import torch.distributed as dist
-from safetensors.torch import save_model
-from torch import nn
-
 from ticketkit.adapters.holding import Holding, MaskSource, mask_of, missing, numbers, saves
-from ticketkit.distributed import rank
 from ticketkit.errors import ConfigError, StorageError, TicketError
 from ticketkit.ledger import TICKET
 from ticketkit.mask import Mask
@@ -38,6 +31,8 @@ try:
     from transformers.training_args import TrainingArguments
 except ModuleNotFoundError as error:
     raise missing("transformers", "hf", error) from error
+
+from ticketkit.adapters.transformers_progress import Progress, next_step, write_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,7 +103,7 @@ class RoundCallback(TrainerCallback):
         self._ticket = Ticket(round.mask)
         self._every = every
         self._tracked = tracked
-        self._progress = _Progress()
+        self._progress = Progress()
         self._begins: Any = round.start_state(PROGRESS)
         self._folder: Path | None = None
         self._started = self._due = False
@@ -124,7 +119,7 @@ class RoundCallback(TrainerCallback):
         if self._folder is None:
             self._folder = Path(mkdtemp(prefix="ticketkit-"))
             finalize(self, rmtree, self._folder, ignore_errors=True)
-            _write_checkpoint(self._folder, unwrap(self._round.model), self._begins["state"])
+            write_checkpoint(self._folder, unwrap(self._round.model), self._begins)
         return str(self._folder)
 
     def on_train_begin(
@@ -185,41 +180,12 @@ class RoundCallback(TrainerCallback):
         _log_density(state, kwargs["logs"], self._round.mask)
 
     def _check_begin(self, step: int) -> None:
-        expected = 0 if self._begins is None else json.loads(self._begins["state"])["global_step"]
+        expected = 0 if self._begins is None else next_step(self._begins)
         if step != expected:
             raise ConfigError(
                 f"round {self._round.index} starts from step {expected}, but the Trainer from step {step}; call "
                 "trainer.train(resume_from_checkpoint=callback.resume_from)"
             )
-
-
-@dataclass
-class _Progress:
-    """Where a Trainer stands before its next step: its state, and the generators then and before the epoch's loader."""
-
-    values: dict[str, Any] = field(default_factory=lambda: dict(vars(TrainerState())))
-    logged: int = 0
-    epoch: RngState = field(default_factory=RngState.capture)
-    step: RngState = field(default_factory=RngState.capture)
-
-    def note(self, state: TrainerState) -> None:
-        self.values, self.logged = dict(vars(state)), len(state.log_history)
-        self.step = RngState.capture()
-
-    def state_dict(self) -> dict[str, Any]:
-        text = json.dumps({**self.values, "log_history": self.values["log_history"][: self.logged]})
-        generators = _of_all_ranks({"epoch": self.epoch.to_tensors(), "step": self.step.to_tensors()})
-        return {"state": text, "generators": generators}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        everyone = state_dict["generators"]
-        if rank() >= len(everyone):
-            raise ConfigError(
-                f"the round was saved by {len(everyone)} processes, and this is number {rank() + 1}; go on with as many"
-            )
-        self.values = json.loads(state_dict["state"])
-        self.logged = len(self.values["log_history"])
-        self.epoch, self.step = (RngState.from_tensors(everyone[rank()][when]) for when in ("epoch", "step"))
 
 
 def save_pretrained(model: "PreTrainedModel", ticket: MaskSource, folder: str | Path, **options: Any) -> None:
@@ -301,15 +267,6 @@ def _log_density(state: TrainerState, logs: dict[str, float], mask: Mask) -> Non
         state.log_history[-1][DENSITY] = mask.density
 
 
-def _of_all_ranks(mine: Any) -> list[Any]:
-    """Return what each rank of the process group has, in their order; without a group, what this process has."""
-    everyone = [mine]
-    if dist.is_available() and dist.is_initialized():
-        everyone = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
-    return everyone
-
-
 def _is_measured(name: str) -> bool:
     return name not in NOT_MEASURED and not name.endswith(TIMES) and "_mem_" not in name
 
@@ -321,9 +278,3 @@ def _check_schedule(scheduler: Any, steps: int) -> None:
             "the learning rate schedule goes on from the round before, which ended it at zero; use "
             "rewind='learning_rate' to keep the weights and start the schedule anew"
         )
-
-
-def _write_checkpoint(folder: Path, model: nn.Module, state: str) -> None:
-    """Write what a Trainer needs to start at a later step: its state, and weights, which the round then puts right."""
-    save_model(model, str(folder / "model.safetensors"))
-    (folder / "trainer_state.json").write_text(state, encoding="utf-8")
