@@ -5,11 +5,12 @@ called as they are, so that an export is streamed by its own.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
 from ticketkit_asr.backbones.cnn_lstm import CnnLstm, SummedBiLstm
@@ -109,6 +110,29 @@ class _Windows(Stage):
         """Return one frame of a window (batch, ..., size)."""
 
 
+def _stepping(lstm: Any) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+    """Return what takes an LSTM layer of one direction from (batch, width) and a state to (batch, units) and the next.
+
+    torch's own goes through its cell: nn.LSTM lays its weights out anew at every call, ten times a step's time.
+    """
+    if type(lstm) is not nn.LSTM:
+
+        def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+            y, state = lstm(x[None], state)
+            return y[0], state
+
+        return step
+    cell = nn.LSTMCell(lstm.input_size, lstm.hidden_size, bias=lstm.bias, device="meta")
+    for name, _ in list(cell.named_parameters()):
+        setattr(cell, name, getattr(lstm, f"{name}_l0"))
+
+    def cell_step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        state = cell(x, state)
+        return state[0], state
+
+    return cell_step
+
+
 class _Convolved(_Windows):
     """Frames (batch, bins) or (batch, channels, bins) through a block's convolution, norm and Hardtanh."""
 
@@ -129,7 +153,7 @@ class _Recurrent(Stage):
     """Frames (batch, channels, bins) through the LSTMs and the norms between them."""
 
     def __init__(self, module: CnnLstm) -> None:
-        self._layers = list(zip([None, *module.norms], module.lstms, strict=True))
+        self._layers = list(zip([None, *module.norms], map(_stepping, module.lstms), strict=True))
         self._states: list[Any] = [None] * len(self._layers)
 
     def push(self, frame: Tensor) -> list[Tensor]:
@@ -137,8 +161,7 @@ class _Recurrent(Stage):
         x = frame.flatten(1)
         for place, (norm, lstm) in enumerate(self._layers):
             x = x if norm is None else norm(x)
-            y, self._states[place] = lstm(x[None], self._states[place])
-            x = y[0]
+            x, self._states[place] = lstm(x, self._states[place])
         return [x]
 
 
@@ -170,6 +193,7 @@ class _Stacked(Stage):
 
     def __init__(self, layer: Any) -> None:
         self._layer: EncoderLayer = layer
+        self._lstm = _stepping(layer.lstm)
         self._waiting: list[Tensor] = []
         self._state: Any = None
 
@@ -179,8 +203,8 @@ class _Stacked(Stage):
         if len(self._waiting) < self._layer.stack:
             return []
         joined, self._waiting = torch.cat(self._waiting, -1), []
-        y, self._state = self._layer.lstm(joined[None], self._state)
-        return [self._layer.norm(y[0])]
+        x, self._state = self._lstm(joined, self._state)
+        return [self._layer.norm(x)]
 
     def end(self) -> list[Tensor]:
         """Return the state of the last stack, filled up with zeros."""
