@@ -3,6 +3,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ with pytest.MonkeyPatch.context() as patch:
     from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.plugins import MixedPrecision
 
+from tests.adapters.examples import run_examples
 from ticketkit.adapters.lightning import RoundCallback, TicketCallback
 
 # What Lightning says of tiny trainings, of a checkpoint without its ModelCheckpoint, and of torch's own trees.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*isinstance.*LeafSpec.*:DeprecationWarning"),
 ]
@@ -301,11 +304,11 @@ def test_a_trainer_or_a_round_that_was_used_is_refused_and_so_is_a_checkpoint(tm
 # Killed, and on many processes. The script imports this file for its module, loaders and trainer.
 
 KILLED = """
-import os, signal, sys, warnings
+import os, signal, sys, warnings, torch._dynamo
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 warnings.simplefilter("ignore")
-from test_lightning import *
+from tests.adapters.test_lightning import *
 
 def run(run_dir, every, rewind, settings, kill):
     module = seeded()
@@ -350,7 +353,7 @@ for name, (*settings, kills) in cases.items():
 
 
 def test_a_round_that_is_killed_goes_on_to_the_same_tickets(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     printed = [line for line in done.stdout.splitlines() if line.startswith(("epochs", "steps"))]
@@ -361,7 +364,7 @@ RANKS = """
 import os, sys, warnings
 sys.path.insert(0, sys.argv[1])
 warnings.simplefilter("ignore")
-from test_lightning import *
+from tests.adapters.test_lightning import *
 import torch.distributed as dist
 
 torch.set_num_threads(1)
@@ -389,7 +392,7 @@ os._exit(0)  # gloo's threads may outlive the group and abort an ordinary exit
 def test_two_ranks_hold_a_ticket_and_agree_on_the_rounds(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
-    command = [sys.executable, str(script), str(Path(__file__).parent)]
+    command = [sys.executable, str(script), str(Path(__file__).parents[2])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -412,3 +415,41 @@ def test_without_lightning_the_error_says_what_to_install(monkeypatch: pytest.Mo
         ModuleNotFoundError, match=r"lightning is not installed; .* pip install 'ticketkit\[lightning\]'"
     ):
         import_module("ticketkit.adapters.lightning")
+
+
+# The examples of docs/adapters.md
+
+
+class Documented(Net):
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("val_loss", self.loss(batch))
+
+
+def test_the_examples_for_lightning_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module, (train_loader, dev_loader) = seeded(Documented), loaders()
+    Ticket(half(module)).save("ticket.safetensors")
+    names: dict[str, Any] = {"module": module, "train_loader": train_loader, "dev_loader": dev_loader}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.pytorch.Trainer", partial(Trainer, **quiet))
+        assert run_examples("Lightning", names) == 3
+    assert [round(record.kept / record.total, 2) for record in names["imp"].records] == [1.0, 0.8, 0.64]
+    assert names["ticket"].metrics.keys() == {"loss", "val_loss"}
+
+
+def test_the_example_for_plain_torch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, (loader, _) = seeded().net, loaders()
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int = 0) -> None:
+        for inputs, labels in [*loader][start:]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+
+    mask = half(model)
+    Ticket(mask).save("ticket.safetensors")
+    names = {"model": model, "train": train, "build": lambda model: torch.optim.AdamW(model.parameters(), lr=0.05)}
+    assert run_examples("Plain torch", names) == 1
+    assert names["round"].density == pytest.approx(0.64, abs=0.01)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.adapters.examples import run_examples
 from ticketkit import IMP, ConfigError, Mask, Plugins, Round, Scope, ScopeError, Ticket, TicketError
 from ticketkit.adapters.speechbrain import held, in_round
 from ticketkit_asr.torchaudio_shim import torchaudio
@@ -221,10 +222,10 @@ def test_losses_of_the_stages_are_the_rounds_metrics() -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, torch._dynamo
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_speechbrain import *
+from tests.adapters.test_speechbrain import *
 
 class Killed(Classifier):
     kill = None
@@ -271,8 +272,32 @@ for name, (*settings, kills) in cases.items():
 
 
 def test_a_round_that_is_killed_goes_on_to_the_same_tickets(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     printed = [line for line in done.stdout.splitlines() if line.startswith(("epochs", "batches"))]
     assert printed == [f"{name} {index} True" for name in ("epochs", "batches") for index in range(2)]
+
+
+# The examples of docs/adapters.md
+
+
+def test_the_examples_for_speechbrain_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    encoder, (train_loader, dev_loader) = network(), loaders()
+    Ticket(half(encoder)).save("ticket.safetensors")
+
+    class Documented(Classifier):
+        def compute_forward(self, batch: Any, stage: Any) -> torch.Tensor:
+            return self.modules.encoder(batch[0])
+
+    def build(encoder: nn.Module, counter: EpochCounter | None = None, folder: str | None = None) -> Documented:
+        known = {"encoder": encoder, "schedule": NewBobScheduler(0.05), "counter": counter}
+        options = {"device": "cpu", "noprogressbar": True}
+        checkpointer = None if folder is None else Checkpointer(folder, known)
+        made = Documented({"encoder": encoder}, lambda p: torch.optim.Adam(p), {}, options, checkpointer)
+        made.seen = []
+        return made
+
+    names = {"brain": build(encoder), "encoder": encoder, "build": build}
+    assert run_examples("SpeechBrain", names | {"train_loader": train_loader, "dev_loader": dev_loader}) == 3
