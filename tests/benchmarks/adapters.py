@@ -32,7 +32,7 @@ def adapter_steps(quick: bool) -> Iterator[Figure]:
     network = BiLSTM(width)
     batches = DataLoader([torch.randn(frames, 8, 80) for _ in range(steps)], batch_size=None)
     mask = Mask({name: torch.rand(shape) < 0.5 for name, shape in Scope.of(network).shapes.items()})
-    shape = f"BiLSTM-CTC, {Scope.of(network).total:,} weights in scope, half pruned, input ({frames}, 8, 80), AdamW"
+    shape = f"BiLSTM-CTC, {Scope.of(network).total:,} weights in scope, half pruned, input ({frames}, 8, 80), fused AdamW"
     for framework, build in FRAMEWORKS.items():
         try:
             contestants = {
@@ -81,7 +81,7 @@ def lightning_step(network: nn.Module, batches: "DataLoader[Any]", mask: Mask | 
             return self.network(batch)
 
         def configure_optimizers(self) -> Any:
-            return torch.optim.AdamW(self.parameters(), lr=1e-4)
+            return torch.optim.AdamW(self.parameters(), lr=1e-4, fused=True)
 
     class Ticks(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
@@ -121,7 +121,7 @@ def speechbrain_step(network: nn.Module, batches: "DataLoader[Any]", mask: Mask 
 
     def measure() -> float:
         options = {"device": "cpu", "noprogressbar": True}
-        brain = Brain({"network": network}, lambda p: torch.optim.AdamW(p, lr=1e-4), run_opts=options)
+        brain = Brain({"network": network}, lambda p: torch.optim.AdamW(p, lr=1e-4, fused=True), run_opts=options)
         with nullcontext() if mask is None else held(brain, mask, part="network"):
             brain.fit([1], batches)
         return clock.mean()
@@ -175,7 +175,7 @@ def accelerate_step(network: nn.Module, batches: "DataLoader[Any]", mask: Mask |
     from ticketkit.adapters.accelerate import Accelerator, held
 
     clock, accelerator = Clock(), Accelerator(cpu=True)
-    model, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters(), lr=1e-4))
+    model, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True))
 
     def measure() -> float:
         with nullcontext() if mask is None else held(accelerator, model, mask, optimizer):

@@ -16,4 +16,5 @@ collect_ignore = [
     "transducer.py",
     "waiting.py",
     "inference.py",
+    "adapters.py",
 ]

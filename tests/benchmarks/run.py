@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 
 import torch
+from adapters import adapter_steps
 from features import feature_speed
 from figures import Figure, markdown
 from files import mask_files, ticket_files
@@ -39,6 +40,7 @@ FIGURES: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "P13": feature_speed,
     "P14": speech_training,
     "P15": whole_network,
+    "P17": adapter_steps,
 }
 
 
