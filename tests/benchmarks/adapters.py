@@ -32,7 +32,9 @@ def adapter_steps(quick: bool) -> Iterator[Figure]:
     network = BiLSTM(width)
     batches = DataLoader([torch.randn(frames, 8, 80) for _ in range(steps)], batch_size=None)
     mask = Mask({name: torch.rand(shape) < 0.5 for name, shape in Scope.of(network).shapes.items()})
-    shape = f"BiLSTM-CTC, {Scope.of(network).total:,} weights in scope, half pruned, input ({frames}, 8, 80), fused AdamW"
+    shape = (
+        f"BiLSTM-CTC, {Scope.of(network).total:,} weights in scope, half pruned, input ({frames}, 8, 80), fused AdamW"
+    )
     for framework, build in FRAMEWORKS.items():
         try:
             contestants = {
@@ -160,7 +162,12 @@ def trainer_step(network: nn.Module, batches: "DataLoader[Any]", mask: Mask | No
         callbacks = [Ticks()] if held is None else [TicketCallback(held), Ticks()]
         with TemporaryDirectory() as folder:
             arguments = TrainingArguments(
-                folder, use_cpu=True, num_train_epochs=1, per_device_train_batch_size=1, optim="adamw_torch", **quiet
+                folder,
+                use_cpu=True,
+                num_train_epochs=1,
+                per_device_train_batch_size=1,
+                optim="adamw_torch_fused",
+                **quiet,
             )
             trainer = Trainer(model, arguments, lambda items: items[0], data, callbacks=callbacks)
             trainer.remove_callback(PrinterCallback)
