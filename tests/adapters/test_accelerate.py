@@ -208,6 +208,26 @@ def test_the_optimizers_of_the_round_before_must_be_freed() -> None:
         optimizer.step()
 
 
+def test_the_scaler_of_mixed_precision_goes_back_with_the_round() -> None:
+    """On a CPU accelerate makes none, but takes one as it does on a GPU: steps are skipped, and scales grow, by it."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=1)
+    model, scales = accelerator.prepare(network()), []
+    for current in IMP(model, rounds=1, plugins=Plugins()):
+        accelerator.free_memory()
+        _, optimizer = accelerator.prepare(model, optimizer_of(model)[0])
+        track(accelerator, current, optimizer=optimizer)
+        for factor in (1.0, float("inf"), 1.0, 1.0):
+            scales.append(accelerator.scaler.get_scale())
+            accelerator.backward(model(batch(0)).square().mean() * factor)
+            optimizer.step()
+            assert optimizer.step_was_skipped == (factor != 1.0)
+            optimizer.zero_grad()
+            Ticket(current.mask).verify(model)
+        assert "scaler" in current.tracked
+    assert scales == [16.0, 32.0, 16.0, 32.0] * 2
+
+
 @pytest.mark.parametrize(("library", "extra"), [("accelerate", "accelerate"), ("transformers", "hf")])
 def test_a_missing_library_says_what_to_install(library: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = f"ticketkit.adapters.{library}"
