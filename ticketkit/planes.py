@@ -1,7 +1,7 @@
 """A file of numbers in fewer bytes: the first bytes of all four-byte words together, then the second, each deflated.
 
 Weights look random but for their exponents, which are alike; side by side these shrink. A ticket's file becomes a sixth
-smaller. Zstandard at its highest level makes it 0.4 % smaller still, for a package more, and is not used.
+smaller. Zstandard at its highest level wins half a percent more, for another package, and is not used.
 
 | bytes | hold |
 |---|---|
