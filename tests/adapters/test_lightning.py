@@ -33,7 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.*LeafSpec.*:DeprecationWarning"),
 ]
 
 
@@ -178,15 +177,15 @@ def test_checkpoints_hold_the_mask_and_only_its_ticket_goes_on(tmp_path: Path) -
     save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     trainer(TicketCallback(mask), save, max_epochs=1).fit(module, *loaders())
     path = str(next(tmp_path.glob("*.ckpt")))
-    (state,) = [s for k, s in torch.load(path, weights_only=False)["callbacks"].items() if "TicketCallback" in k]
+    (state,) = [s for k, s in torch.load(path)["callbacks"].items() if "TicketCallback" in k]
     assert sum(packed.numel() for packed in state["bits"].values()) == sum(
         -(-size // 8) for size in mask.sizes.values()
     )
     other = seeded()
     with pytest.raises(TicketError, match=r"trained with another mask .* than this ticket's"):
-        trainer(TicketCallback(half(module, seed=1))).fit(other, *loaders(), ckpt_path=path, weights_only=False)
+        trainer(TicketCallback(half(module, seed=1))).fit(other, *loaders(), ckpt_path=path)
     watch = Watch(mask)
-    trainer(TicketCallback(mask), watch).fit(other, *loaders(), ckpt_path=path, weights_only=False)
+    trainer(TicketCallback(mask), watch).fit(other, *loaders(), ckpt_path=path)
     assert [seen[0] for seen in watch.seen] == list(range(8, 16))
 
 
@@ -291,7 +290,7 @@ def test_a_trainer_or_a_round_that_was_used_is_refused_and_so_is_a_checkpoint(tm
         save = ModelCheckpoint(tmp_path, save_last=True)
         trainer(save, max_epochs=1).fit(seeded(), *loaders())
         with pytest.raises(ConfigError, match=r"IMP\(run_dir=\.\.\.\) resumes it"):
-            trainer(RoundCallback(current)).fit(module, *loaders(), ckpt_path=save.last_model_path, weights_only=False)
+            trainer(RoundCallback(current)).fit(module, *loaders(), ckpt_path=save.last_model_path)
         fit = trainer(RoundCallback(current))
         fit.fit(module, *loaders())
         with pytest.raises(ConfigError, match="has fitted before"):
