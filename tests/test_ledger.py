@@ -2,13 +2,16 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from ticketkit import ConfigError, Mask, RoundRecord, Snapshot, StorageError, Ticket
+from ticketkit.holder import Holder
 from ticketkit.ledger import Ledger
+from ticketkit.locks import LostLockError
 
 
 def record(index: int, **metrics: float) -> RoundRecord:
@@ -157,6 +160,25 @@ def test_another_process_is_refused_and_its_death_frees_the_directory(tmp_path: 
             holder.kill()
     with Ledger(tmp_path).locked():
         pass
+
+
+def test_who_lost_the_directory_writes_nothing_more(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    with ledger.locked():
+        commit(ledger, 0)
+        (name,) = (path.name for path in (tmp_path / "held").iterdir())
+        (tmp_path / "held" / name).rename(tmp_path / "held" / Holder.here().name)
+        writes: list[Callable[[], object]] = [
+            lambda: commit(ledger, 1),
+            lambda: ledger.keep_checkpoint(1, Snapshot.capture(nn.Linear(2, 2))),
+            lambda: ledger.keep_snapshot(Snapshot.capture(nn.Linear(2, 2))),
+            lambda: ledger.identify({"seed": 1}),
+        ]
+        for write in writes:
+            with pytest.raises(LostLockError, match="was taken over"):
+                write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "rounds"]
+    assert [path.name for path in (tmp_path / "rounds").iterdir()] == ["000"]
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:

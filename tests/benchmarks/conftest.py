@@ -17,4 +17,5 @@ collect_ignore = [
     "waiting.py",
     "inference.py",
     "adapters.py",
+    "executors.py",
 ]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from adapters import adapter_steps
+from executors import executors_cost
 from features import feature_speed
 from figures import Figure, markdown
 from files import mask_files, ticket_files
@@ -40,6 +41,7 @@ FIGURES: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "P13": feature_speed,
     "P14": speech_training,
     "P15": whole_network,
+    "P16": executors_cost,
     "P17": adapter_steps,
 }
 

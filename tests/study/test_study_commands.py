@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.study.toy_study import SECTIONS, SETTINGS, TOY
+from tests.study.toy_study import SECTIONS, SETTINGS, TOY, toy_study
+from ticketkit.study.directory import StudyDirectory
+from ticketkit.study.grids import jobs
 
 
 def ticketkit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -27,6 +29,7 @@ def folder(tmp_path: Path) -> Path:
 def test_one_command_runs_a_study_in_several_processes_and_writes_its_report(folder: Path) -> None:
     result = ticketkit("study", "all", "--config", "toy.yaml", "--workers", "2", cwd=folder)
     assert result.returncode == 0, result.stderr
+    assert "started process " in result.stdout
     assert "mlp-imp-s0: done in" in result.stdout
     assert "wrote studies/toy/report.html" in result.stdout
     assert "6 of 6 runs" in (folder / "studies/toy/report.html").read_text()
@@ -35,6 +38,23 @@ def test_one_command_runs_a_study_in_several_processes_and_writes_its_report(fol
     again = ticketkit("report", "studies/toy", cwd=folder)
     assert again.returncode == 0
     assert "wrote studies/toy/report.md" in again.stdout
+
+
+def test_status_names_who_is_at_work_and_what_is_waited_for(folder: Path) -> None:
+    study = StudyDirectory(folder / "toy")
+    config = toy_study("existence", controls={"levels": [2]}, seeds=[0])
+    study.claim(config)
+    found = {job.id: job for job in jobs(config, config.kinds)}
+    lock = study.lock(found["mlp-imp-s0"])
+    assert lock.acquire()
+    study.note_failure(found["mlp-standard-s0"], ValueError("no luck"))
+    said = " ".join(ticketkit("study", "status", "toy", cwd=folder).stdout.replace("│", " ").split())
+    lock.release()
+    assert f"mlp-imp-s0 running 0 process {os.getpid()} on {os.uname().nodename}, for " in said
+    assert "last sign of life" in said
+    assert "mlp-standard-s0 failed 0 ValueError: no luck" in said
+    assert "mlp-random_ticket-k2-s0 waiting 0 needs mlp-imp-s0" in said
+    assert "mlp-one_shot-k2-s0 waiting 0 " in said
 
 
 def test_one_study_leaves_the_others_for_later(folder: Path) -> None:
@@ -82,6 +102,13 @@ def test_a_config_that_cannot_work_is_refused_before_anything_runs(
     result = ticketkit("study", "all", "--config", "toy.yaml", cwd=folder)
     assert result.returncode == 2
     assert said in result.stderr
+    assert not (folder / "studies").exists()
+
+
+def test_an_executor_that_cannot_be_is_refused_before_anything_is_written(folder: Path) -> None:
+    result = ticketkit("study", "all", "--config", "toy.yaml", "--executor", "pbs", cwd=folder)
+    assert result.returncode == 2
+    assert "there is no executor 'pbs'; there are: processes, ray, serial, slurm" in result.stderr
     assert not (folder / "studies").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from ticketkit.errors import ConfigError, RunError
-from ticketkit.study.executors.work import Work, Worker, leaving
+from ticketkit.study.executors.work import Work, Worker, until_told
 
 FOLDER = "slurm"
 """In the study's directory: scripts and logs of the jobs."""
@@ -81,10 +81,9 @@ class SlurmJobs:
             raise RunError(f"Slurm takes no job: {_last_line(str(error))}; see --executor-option") from error
 
 
-def _worker(work: Work) -> None:
-    """Work until nothing is left to begin, or Slurm says that the time is over or another job comes first."""
-    with leaving(signal.SIGTERM, signal.SIGUSR2):
-        work()
+def _worker(work: Work) -> bool:
+    """Work until nothing is left to begin, and say whether Slurm ended it before, for its time or another job."""
+    return until_told(work, signal.SIGTERM, signal.SIGUSR2)
 
 
 class _Job:
@@ -104,7 +103,9 @@ class _Job:
         elif not self._job.paths.result_pickle.exists():
             return self._missing(self._queue)
         error = self._job.exception()
-        return "" if error is None else f"failed: {_last_line(str(error))}; log: {self._log()}"
+        if error is not None:
+            return f"failed: {_last_line(str(error))}; log: {self._log()}"
+        return "was told by Slurm to leave, its time being over or another job first" if self._job.result() else ""
 
     def stop(self) -> None:
         self._job.cancel(check=False)
@@ -117,10 +118,7 @@ class _Job:
         self._unlisted = self._unlisted or time.monotonic()
         if time.monotonic() - self._unlisted < GRACE:
             return None
-        return f"vanished from Slurm's queue without a result (accounting says {self._state()}); log: {self._log()}"
-
-    def _state(self) -> str:
-        return str(self._job.watcher.get_state(self._job.job_id, mode="force"))
+        return f"vanished from Slurm's queue without a result ({_accounted(self._job.job_id)}); log: {self._log()}"
 
     def _log(self) -> Path:
         path = self._job.paths.stderr
@@ -159,6 +157,15 @@ class _Queue:
         asked = subprocess.run(command, capture_output=True, text=True, check=False)
         if asked.returncode == 0 or "Invalid job id" in asked.stderr:
             self._listed = set(asked.stdout.split())
+
+
+def _accounted(job_id: str) -> str:
+    """Return what Slurm's accounting says of a job, such as `OUT_OF_MEMORY`, where there is one."""
+    if shutil.which("sacct") is None:
+        return "there is no accounting"
+    command = ["sacct", "--noheader", "--allocations", "--format=State", f"--jobs={job_id}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"accounting says {said.stdout.strip() or 'nothing'}"
 
 
 def _last_line(text: str) -> str:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ticketkit.errors import RunError
+from ticketkit.ledger import CHECKPOINT
 from ticketkit.study.directory import StudyDirectory
 from ticketkit.study.executors.work import Executor, Work, Worker
 from ticketkit.study.jobs import Job
@@ -16,8 +17,8 @@ LOOK = 1.0
 def supervise(executor: Executor, work: Work, jobs: Sequence[Job], *, workers: int, say: Callable[[str], None]) -> None:
     """Start workers as long as there are jobs to begin, at most so many at once; return when all jobs are settled.
 
-    Workers of other commands on the same study count as nothing but help. Raises `RunError` if workers die again and
-    again, `DEATHS` more than there are at once, and no round and no job is finished meanwhile.
+    Workers of other commands on the same study count as nothing but help. Raises `RunError` if workers end early again
+    and again, `DEATHS` more than there are at once, and nothing is reached meanwhile: no round, no job, no checkpoint.
     """
     study = StudyDirectory(work.study)
     alive: list[Worker] = []
@@ -33,8 +34,8 @@ def supervise(executor: Executor, work: Work, jobs: Sequence[Job], *, workers: i
             died += ended
             if len(died) > workers + DEATHS:
                 raise RunError(
-                    f"{len(died)} workers died in a row and nothing was finished meanwhile: {'; '.join(died[-3:])}; "
-                    "the same command goes on"
+                    f"{len(died)} workers in a row ended early, and nothing was reached meanwhile: "
+                    f"{'; '.join(died[-3:])}; see their logs; the same command goes on"
                 )
             known = states(jobs, study)
             if all(state in SETTLED for state in known.values()) and not alive:
@@ -53,7 +54,7 @@ def supervise(executor: Executor, work: Work, jobs: Sequence[Job], *, workers: i
 
 
 def _parted(workers: Sequence[Worker]) -> tuple[list[Worker], list[str]]:
-    """Return the workers that go on, and what those died of that did not leave by themselves."""
+    """Return the workers that go on, and what ended those that did not leave by themselves."""
     outcomes = [(worker, worker.ended()) for worker in workers]
     return (
         [worker for worker, outcome in outcomes if outcome is None],
@@ -61,7 +62,9 @@ def _parted(workers: Sequence[Worker]) -> tuple[list[Worker], list[str]]:
     )
 
 
-def _reached(study: StudyDirectory, jobs: Sequence[Job]) -> tuple[int, int]:
-    """Return how many rounds and jobs are finished."""
+def _reached(study: StudyDirectory, jobs: Sequence[Job]) -> tuple[object, ...]:
+    """Return how many jobs and rounds are finished, and which middles of rounds are saved."""
     settled = sum(study.is_done(job) or study.failure(job) is not None for job in jobs)
-    return len(list(study.path.glob("runs/*/rounds/*/record.json"))), settled
+    rounds = len(list(study.path.glob("runs/*/rounds/*/record.json")))
+    middles = {path: path.stat().st_mtime_ns for path in study.path.glob(f"runs/*/rounds/*/{CHECKPOINT}")}
+    return settled, rounds, middles

@@ -2,8 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,7 +45,7 @@ class Worker(Protocol):
     """A worker that was started; as a string, what it is called where it runs."""
 
     def ended(self) -> str | None:
-        """Return what it died of, "" if it left with its work done, None while it goes on."""
+        """Return what ended it early, "" if nothing was left to begin, None while it goes on."""
 
     def stop(self) -> None:
         """Make it leave; what it is at goes on from its last epoch, if its trainer saves the middle of a round."""
@@ -63,21 +62,21 @@ class _Leave(BaseException):
     """A worker was told to leave."""
 
 
-@contextmanager
-def leaving(*numbers: signal.Signals) -> Iterator[None]:
-    """End the block in peace when one of these signals comes, so that what is held is given back."""
+def until_told(work: Callable[[], None], *numbers: signal.Signals) -> bool:
+    """Work until it is done or one of these signals comes, and say whether one came; what is held is given back."""
 
     def leave(number: int, frame: object) -> None:
         raise _Leave
 
     before = {number: signal.signal(number, leave) for number in numbers}
     try:
-        yield
+        work()
     except _Leave:
-        _say("told to leave; the job goes on with another worker")
+        return True
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return False
 
 
 def _say(line: str) -> None:
