@@ -300,14 +300,31 @@ def test_a_trainer_or_a_round_that_was_used_is_refused_and_so_is_a_checkpoint(tm
         break
 
 
-# Killed, and on many processes. The script imports this file for its module, loaders and trainer.
+# In processes of their own, killed and in ranks: forked from one that has imported everything, which takes seconds.
 
-KILLED = """
-import os, signal, sys, warnings, torch._dynamo
+FORKED = """
+import os, signal, socket, sys, warnings, torch._dynamo
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 warnings.simplefilter("ignore")
 from tests.adapters.test_lightning import *
+import torch.distributed as dist
+
+torch.set_num_threads(1)
+
+def forked(job, *arguments):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            job(*arguments)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)  # gloo's threads may outlive their group and abort an ordinary exit
+    return pid
+
+def status(pid):
+    return os.waitpid(pid, 0)[1]
 
 def run(run_dir, every, rewind, settings, kill):
     module = seeded()
@@ -323,79 +340,63 @@ def run(run_dir, every, rewind, settings, kill):
     for ticket in imp.tickets:
         ticket.save(Path(run_dir) / f"{ticket.facts.round}.ticket")
 
-def child(*arguments):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run(*arguments)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
+def rank(number, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(number)}
+    settings = {"strategy": "ddp", "devices": 2, "gradient_clip_val": 0.1}
+    module = seeded()
+    mask = half(module)
+    norm = ClippedNorm(mask)
+    trainer(TicketCallback(mask), Watch(mask), norm, **settings).fit(module, *loaders())
+    assert min(norm.all) > 0.0 == max(norm.pruned)
+    digests = []
+    module = seeded()
+    for current in IMP(module, rate=0.5, rounds=1, plugins=Plugins()):
+        trainer(RoundCallback(current), Watch(current.mask), **settings).fit(module, *loaders())
+        digests.append(current.mask.digest)
+    everyone = [None, None]
+    dist.all_gather_object(everyone, [digests, bits(module)])
+    assert everyone[0] == everyone[1]
+    dist.barrier()
 
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = str(free.getsockname()[1])
+print("ranks", [status(pid) for pid in [forked(rank, number, port) for number in range(2)]], flush=True)
 cases = {
     "epochs": (None, "init", {"precision": "bf16-mixed"}, [(0, 12)]),
     "steps": (2, "step:2", {"accumulate_grad_batches": 3, "val_check_interval": 3}, [(0, 13), (1, 10)]),
 }
-torch.set_num_threads(1)
 for name, (*settings, kills) in cases.items():
     folder = Path(sys.argv[2]) / name
-    assert child(folder / "whole", *settings, None) == 0
+    assert status(forked(run, folder / "whole", *settings, None)) == 0
     for kill in kills:
-        assert child(folder / "killed", *settings, kill) == signal.SIGKILL, kill
-    assert child(folder / "killed", *settings, None) == 0
+        assert status(forked(run, folder / "killed", *settings, kill)) == signal.SIGKILL, kill
+    assert status(forked(run, folder / "killed", *settings, None)) == 0
     for index in range(2):
         whole, killed = [(folder / way / f"{index}.ticket").read_bytes() for way in ("whole", "killed")]
         print(name, index, whole == killed, flush=True)
 """
 
 
-def test_a_round_that_is_killed_goes_on_to_the_same_tickets(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    printed = [line for line in done.stdout.splitlines() if line.startswith(("epochs", "steps"))]
-    assert printed == [f"{name} {index} True" for name in ("epochs", "steps") for index in range(2)]
-
-
-RANKS = """
-import os, sys, warnings
-sys.path.insert(0, sys.argv[1])
-warnings.simplefilter("ignore")
-from tests.adapters.test_lightning import *
-import torch.distributed as dist
-
-torch.set_num_threads(1)
-settings = {"strategy": "ddp", "devices": 2, "gradient_clip_val": 0.1}
-module = seeded()
-mask = half(module)
-norm = ClippedNorm(mask)
-trainer(TicketCallback(mask), Watch(mask), norm, **settings).fit(module, *loaders())
-assert min(norm.all) > 0.0 == max(norm.pruned)
-digests = []
-module = seeded()
-for current in IMP(module, rate=0.5, rounds=1, plugins=Plugins()):
-    trainer(RoundCallback(current), Watch(current.mask), **settings).fit(module, *loaders())
-    digests.append(current.mask.digest)
-everyone = [None, None]
-dist.all_gather_object(everyone, [digests, bits(module)])
-assert everyone[0] == everyone[1]
-print("agreed", flush=True)
-dist.barrier()
-dist.destroy_process_group()
-os._exit(0)  # gloo's threads may outlive the group and abort an ordinary exit
-"""
-
-
-def test_two_ranks_hold_a_ticket_and_agree_on_the_rounds(tmp_path: Path) -> None:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    command = [sys.executable, str(script), str(Path(__file__).parents[2])]
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the processes came to, a line each."""
+    command = [sys.executable, "-c", FORKED, str(Path(__file__).parents[2]), str(tmp_path_factory.mktemp("forked"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("agreed") == 2
+    return done.stdout.splitlines()
+
+
+def test_a_round_that_is_killed_goes_on_to_the_same_tickets(forked: list[str]) -> None:
+    assert [f"{name} {index} True" for name in ("epochs", "steps") for index in range(2)] == [
+        line for line in forked if line.startswith(("epochs", "steps"))
+    ]
+
+
+def test_two_ranks_hold_a_ticket_and_agree_on_the_rounds(forked: list[str]) -> None:
+    assert "ranks [0, 0]" in forked
 
 
 class Absent:
