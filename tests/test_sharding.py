@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ticketkit import Mask
+from ticketkit import ConfigError, Mask
 from ticketkit.sharding import Part
 
 RANKS = Path(__file__).parent / "ranks"
@@ -20,18 +21,24 @@ NAMES = [f"{index}.safetensors" for index in range(4)]
 
 
 def started(program: str, *arguments: str, ranks: int) -> subprocess.CompletedProcess[str]:
-    """Run a program of `tests/ranks` alone, or on several ranks."""
+    """Run a program of `tests/ranks` on several ranks."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), str(RANKS / program), *arguments]
+    command = [sys.executable, *torchrun, str(RANKS / program), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
-def run(out: Path, *, ranks: int, directory: Path | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Do an IMP run of four rounds whose tickets land in `out`."""
+def run(out: Path, directory: Path, *, ranks: int, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Do an IMP run of four rounds on several ranks; its tickets land in `out`."""
     out.mkdir(exist_ok=True)
-    options = json.dumps({"out": str(out), "ranks": ranks, **settings})
-    return started("pruning.py", str(directory or "-"), options, ranks=ranks)
+    return started("pruning.py", str(directory), json.dumps({"out": str(out), **settings}), ranks=ranks)
+
+
+def run_alone(out: Path, directory: Path, *, ranks: int, **settings: Any) -> None:
+    """Do in this process what several ranks do."""
+    out.mkdir(exist_ok=True)
+    names = runpy.run_path(str(RANKS / "pruning.py"))
+    names["prune"](names["built"](), directory, {"out": str(out), "ranks": ranks, **settings})
 
 
 def check_done(finished: subprocess.CompletedProcess[str]) -> None:
@@ -51,59 +58,47 @@ def test_a_selection_over_three_ranks_is_that_over_whole_scores() -> None:
 @pytest.mark.parametrize(
     ("ranks", "settings"),
     [
-        (3, {}),
+        (3, {"imp": {"allocation": "uniform", "criterion": "random"}}),
         (2, {"columns": True, "imp": {"criterion": "magnitude_over_init", "rewind": "step:2", "floor": 0.1}}),
         (2, {"imp": {"criterion": "lamp", "granularity": "row", "rewind": "none", "lean": True}}),
-        (2, {"imp": {"criterion": "random", "allocation": "uniform"}}),
     ],
 )
 def test_tickets_of_a_sharded_network_are_those_of_a_whole_one(
     ranks: int, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    check_done(run(tmp_path / "sharded", ranks=ranks, directory=tmp_path / "run", **settings))
-    together = {"out": str(tmp_path / "whole"), "ranks": ranks, **settings}
-    (tmp_path / "whole").mkdir()
-    check_done(started("pruning.py", str(tmp_path / "alone"), json.dumps(together), ranks=1))
+    check_done(run(tmp_path / "sharded", tmp_path / "together", ranks=ranks, **settings))
+    run_alone(tmp_path / "whole", tmp_path / "alone", ranks=ranks, **settings)
     assert same_tickets(tmp_path / "sharded", tmp_path / "whole")
-    assert (tmp_path / "run/init.safetensors").read_bytes() == (tmp_path / "alone/init.safetensors").read_bytes()
+    for name in ("init.safetensors", "rounds/002/trained.safetensors"):
+        assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 def test_a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on(tmp_path: Path) -> None:
-    """Two ranks are killed in round 2 before a checkpoint, three finish it: gradients are divided by their number."""
-    killed = run(tmp_path / "out", ranks=2, directory=tmp_path / "run", kill=[2, 1], rank=1)
+    killed = run(tmp_path / "out", tmp_path / "run", ranks=2, kill=[2, 1], rank=1)
     assert killed.returncode != 0
     assert f"Signal {signal.SIGKILL.value} (SIGKILL)" in killed.stderr
     assert len(list((tmp_path / "run").glob("rounds/*/record.json"))) == 2
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("rounds/*/*")}
-    check_done(run(tmp_path / "out", ranks=3, directory=tmp_path / "run"))
+    check_done(run(tmp_path / "out", tmp_path / "run", ranks=3))
     assert len(list((tmp_path / "run").glob("rounds/*/record.json"))) == 4
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_a_checkpoint_goes_on_to_the_same_bits_with_as_many_ranks_only(tmp_path: Path) -> None:
-    check_done(run(tmp_path / "whole", ranks=2, directory=tmp_path / "one"))
-    killed = run(tmp_path / "cut", ranks=2, directory=tmp_path / "two", checkpoint=True, kill=[1, 4])
+    run_alone(tmp_path / "whole", tmp_path / "one", ranks=2)
+    killed = run(tmp_path / "cut", tmp_path / "two", ranks=2, checkpoint=True, kill=[1, 4])
     assert killed.returncode != 0
     shutil.copytree(tmp_path / "two", tmp_path / "three")
-    refused = run(tmp_path / "cut", ranks=3, directory=tmp_path / "three")
-    assert "the checkpoint of round 1 was saved by 2 ranks, this run has 3" in refused.stderr
-    check_done(run(tmp_path / "cut", ranks=2, directory=tmp_path / "two"))
+    with pytest.raises(ConfigError, match="the checkpoint of round 1 was saved by 2 ranks, this run has 1"):
+        run_alone(tmp_path / "cut", tmp_path / "three", ranks=2)
+    check_done(run(tmp_path / "cut", tmp_path / "two", ranks=2))
     assert same_tickets(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"rewind": "reinit"}, "rewind='reinit' draws fresh weights module by module, and this network is distributed"),
-        ({"data": True}, "run the whole network in one process, and this one is distributed over ranks"),
-        ({"other_mask": True}, "rank 0 and ranks [1] hold different masks, first at '0.weight'"),
-    ],
-)
-def test_what_cannot_be_done_on_ranks_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    data = {key: settings.pop(key) for key in ("data", "other_mask") if key in settings}
-    refused = run(tmp_path, ranks=2, imp=settings, **data)
-    assert refused.returncode != 0
-    assert message in refused.stderr
+def test_what_cannot_be_done_on_ranks_is_refused() -> None:
+    finished = started("refusing.py", ranks=2)
+    check_done(finished)
+    assert finished.stdout.count("refused") == 2
 
 
 def test_a_part_takes_its_bits_out_of_a_mask_and_puts_them_back() -> None:

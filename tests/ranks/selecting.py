@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -47,7 +48,7 @@ def same(whole: Mapping[str, torch.Tensor], mask: Mask, keep: int | Mapping[str,
     )
 
 
-for case in range(80):
+for case in range(24):
     contenders.CHUNK = int(draw.choice([8, 1 << 18]))
     contenders.SAMPLE = int(draw.choice([2, 1 << 17]))
     selection.UNDECIDED = int(draw.choice([0, 1 << 22]))
@@ -65,11 +66,8 @@ broken = torch.ones(11, 3)
 broken[10, 2] = torch.nan  # on the last rank alone
 mask = Mask.ones({"first": (11, 3)})
 for keep in (5, 33):
-    try:
+    with pytest.raises(ScoreError, match=f"rank {dist.get_world_size() - 1}: score of parameter 'first' is nan"):
         select({"first": distribute_tensor(broken, mesh, [Shard(0)])}, mask, keep)
-        raise SystemExit("a score that is no number was ranked")
-    except ScoreError as error:
-        assert f"rank {dist.get_world_size() - 1}: score of parameter 'first' is nan" in str(error), error
 print("selected alike", flush=True)
 dist.barrier()
 dist.destroy_process_group()
