@@ -57,6 +57,23 @@ def test_rounds_that_are_asked_for_later_are_added(run: Path, plugins: Plugins) 
     assert found[1] == before
 
 
+def test_what_is_examined_is_said_by_the_first_line_or_by_the_whole_of_a_file_without_one(run: Path) -> None:
+    path = run / "examinations" / f"{OWN}.json"
+    first, rest = path.read_text().split("\n")
+    assert first == '{"examined": [0, 1, 2, 3],'
+    content = json.loads(f"{first}\n{rest}")
+    del content["examined"]
+    path.write_text(json.dumps(content))
+    assert is_examined(run, OWN, Test())
+    path.write_text(f"{first}\n not read")
+    assert is_examined(run, OWN, Test())
+    path.write_text('{"examined": [0, 1],\n not read')
+    assert not is_examined(run, OWN, Test())
+    path.write_text('{"examined": 7')
+    with pytest.raises(StorageError, match=r"test\.json is damaged"):
+        is_examined(run, OWN, Test())
+
+
 def test_a_damaged_file_is_named(run: Path) -> None:
     (run / "examinations" / f"{OWN}.json").write_text('{"rounds": {"0": {}}}')
     with pytest.raises(StorageError, match=r"test\.json is damaged.*delete it to measure again"):
