@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
@@ -180,6 +181,20 @@ def test_a_holder_whose_file_was_renamed_cannot_raise_its_count(tmp_path: Path) 
         holder.check()
     holder.release()
     assert os.listdir(tmp_path / "lock") == [thief.name]
+
+
+def test_a_count_that_was_raised_and_not_noted_is_still_ones_own(tmp_path: Path) -> None:
+    """As when a signal comes between the two, for instance one that ends the process."""
+    for ask in (True, False):
+        holder = Lock(tmp_path / "lock")
+        assert holder.acquire()
+        (seen,) = os.listdir(tmp_path / "lock")
+        mine = Holder.of(seen)
+        (tmp_path / "lock" / seen).rename(tmp_path / "lock" / replace(mine, beat=mine.beat + 1).name)
+        if ask:
+            holder.check()
+        holder.release()
+        assert os.listdir(tmp_path / "lock") == [FREE]
 
 
 def test_deaths_are_counted_until_they_are_forgiven_or_the_lock_is_given_back(tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ class Lock:
             self._over.set()
             if mine is not None and not self._lost:
                 try:
-                    os.rename(self.path / mine.name, self.path / FREE)
-                except OSError as error:
+                    os.rename(self.path / (self._still(mine) or mine).name, self.path / FREE)
+                except (OSError, StorageError) as error:
                     logger.warning("%s was not given back: %s", self.path, error)
 
     def holder(self) -> Holder | None:
@@ -219,13 +219,21 @@ class Lock:
         """Raise the count, and say whether the lock is still held; call it under the guard."""
         if (mine := self._mine) is None:
             return False
-        kept = mine.takeovers if takeovers is None else takeovers
-        raised = replace(mine, beat=mine.beat + 1, takeovers=kept)
-        if self._rename(mine.name, raised):
-            self._mine = raised
-            return True
+        last: Holder | None = mine
+        while last is not None:
+            raised = replace(last, beat=last.beat + 1, takeovers=last.takeovers if takeovers is None else takeovers)
+            if self._rename(last.name, raised):
+                self._mine = raised
+                return True
+            found = self._still(mine)
+            last = found if found != last else None
         self._lost = True
         return False
+
+    def _still(self, mine: Holder) -> Holder | None:
+        """Return this holder with the count that the file has: a signal may come before a renaming is noted."""
+        found = self._holder(self._read())
+        return found if found is not None and found.token == mine.token else None
 
     def _live(self, over: threading.Event) -> None:
         """Show life until the lock is given back or lost."""
