@@ -64,13 +64,14 @@ def test_a_stream_puts_out_what_the_whole_pass_does(name, frames, batch, sparse,
     assert (torch.stack(came, 1) - whole).abs().max() < 1e-5 * max(1.0, float(whole.abs().max()))
 
 
-def test_output_frames_come_as_often_as_the_strides_say() -> None:
+def test_output_frames_come_as_often_as_the_strides_say_and_no_later_than_they_must() -> None:
     for name, backbone in STREAMED.items():
         module = bundle_of(backbone).module
         stream: Any = stream_of(module)
         known = [len(stream.push(torch.randn(1, 8))) for _ in range(48)]
         assert stride_of(module) == (6 if name == "rnnt" else 2)
         assert sum(known[24:]) == 24 // stride_of(module)
+        assert known.index(1) + 1 == {"cnn_lstm": 5, "cnn_lstm that looks ahead": 11, "rnnt": 6}[name]
 
 
 FRONT = {"features": {"kind": "log_mel", "mels": 8}, "subsampling": CONVS[:1], "heads": 2, "expansion": 2}
