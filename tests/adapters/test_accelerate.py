@@ -357,4 +357,4 @@ def test_two_ranks_hold_one_mask(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     finished = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False, timeout=500)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert sorted(finished.stdout.split()) == ["done", "done", "refused", "refused"]
+    assert [finished.stdout.count(word) for word in ("refused", "done")] == [2, 2]
