@@ -279,6 +279,13 @@ def test_rounds_rewound_into_an_accumulation_draw_its_batches_again() -> None:
     assert [watch.seen for _, watch in pruned] == [dense.seen[6:]] * 2
 
 
+@pytest.mark.parametrize("rewind", ["none", "learning_rate"])
+def test_rounds_that_keep_their_weights_train_as_long_as_the_first(rewind: str) -> None:
+    (_, dense), *pruned = [*rounds(seeded(), rewind)]
+    for _, watch in pruned:
+        assert [seen[:3] for seen in watch.seen] == [seen[:3] for seen in dense.seen]
+
+
 def test_metrics_of_the_fit_are_the_rounds() -> None:
     for current, _ in rounds(seeded()):
         assert set(current.metrics) == {"loss", "wer"}

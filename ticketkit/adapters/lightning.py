@@ -113,11 +113,13 @@ class RoundCallback(Callback):
         """Give the trainer's objects the state that this round starts from."""
         self._check(trainer, pl_module)
         position = Position(trainer, self.round.index)
-        callbacks = _CallbackStates(trainer, position)
+        callbacks = _CallbackStates(trainer)
         step = self.round.track(
             loops=position, callbacks=callbacks, **_averages_of(self.round, trainer, pl_module), **_states(trainer)
         )
-        position.go_on(step)
+        in_this_round = position.saved_in_this_round
+        if position.go_on(step):
+            callbacks.go_on(with_checkpoints=in_this_round)
         self._position, self._steps = position, trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -186,20 +188,24 @@ class RoundCallback(Callback):
 
 
 class _CallbackStates:
-    """The states of a trainer's callbacks; those of checkpoints go back only to the middle of the same round."""
+    """The states of a trainer's callbacks."""
 
-    def __init__(self, trainer: Trainer, position: Position):
+    def __init__(self, trainer: Trainer):
         self._trainer = trainer
-        self._position = position
+        self._given: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         states = {callback.state_key: callback.state_dict() for callback in self._callbacks}
         return {key: state for key, state in states.items() if state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._given = state_dict
+
+    def go_on(self, *, with_checkpoints: bool) -> None:
+        """Give the callbacks their states; those that save checkpoints only in the middle of the same round."""
         for callback in self._callbacks:
-            state = state_dict.get(callback.state_key)
-            if state and (self._position.saved_in_this_round or not isinstance(callback, Checkpoint)):
+            state = self._given.get(callback.state_key)
+            if state and (with_checkpoints or not isinstance(callback, Checkpoint)):
                 callback.load_state_dict(state)
 
     @property

@@ -58,12 +58,16 @@ class Position:
         """Whether the position that was loaded is the middle of this round, and not what the round is rewound to."""
         return self._given.get("round") == self._index
 
-    def go_on(self, step: int) -> None:
-        """Put the loops to the position that was loaded, unless the round starts from step 0 again."""
-        if not self._given or not (step or self.saved_in_this_round):
+    def go_on(self, step: int) -> bool:
+        """Put the loops to the position that was loaded; return False if that is only where another round ended.
+
+        A round that carries weights over, as with `rewind="none"`, has such a position and starts from step 0 again.
+        """
+        ended = bool(self._given) and not step and not self.saved_in_this_round
+        if ended or not self._given:
             self._given = {}
             self._epoch_start = RngState.capture()
-            return
+            return not ended
         loop = self._trainer.fit_loop
         loop.load_state_dict(self._given["loops"])
         self._batch = self._given["batch"]
@@ -74,6 +78,7 @@ class Position:
             self._before_fetch = RngState.from_tensors(self._given["before_fetch"])
         if self._batch == 0:
             loop.epoch_loop.restarting = False  # this epoch begins; there is nothing in it to go on from
+        return True
 
     def place_data(self) -> None:
         """Draw the batches of the epoch again that are trained already. Call it when the loader's iterator exists."""
