@@ -215,6 +215,11 @@ def test_rewound_rounds_go_on_at_the_step_with_the_data_of_then(rewind: str, acc
     assert [made.seen for _, made in pruned] == [dense.seen[done:]] * 2
 
 
+def test_rounds_that_keep_their_weights_train_as_long_as_the_first() -> None:
+    (_, dense), *pruned = [*rounds(network(), "none")]
+    assert [len(made.seen) for _, made in pruned] == [len(dense.seen)] * 2
+
+
 def test_losses_of_the_stages_are_the_rounds_metrics() -> None:
     for current, made in rounds(network()):
         assert set(current.metrics) == {"train_loss", "valid_loss"}
