@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 FOLDER = Path(__file__).parent / "benchmarks"
 FIELDS = ["id", "name", "unit", "ours", "rival", "ratio", "spread", "rounds", "shape", "goal", "verdict"]
 FIELDS += ["threads", "torch"]
-FIGURES = [f"P{number}" for number in range(1, 18)]
+FIGURES = [f"P{number}" for number in range(1, 19)]
 
 seconds = st.floats(1e-6, 1e6)
 paired = st.lists(st.tuples(seconds, seconds), min_size=1, max_size=9)

@@ -20,12 +20,12 @@ RANKS = Path(__file__).parent / "ranks"
 NAMES = [f"{index}.safetensors" for index in range(4)]
 
 
-def started(program: str, *arguments: str, ranks: int) -> subprocess.CompletedProcess[str]:
+def started(program: str, *arguments: str, ranks: int, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program of `tests/ranks` on several ranks."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [sys.executable, *torchrun, str(RANKS / program), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
 
 
 def run(out: Path, directory: Path, *, ranks: int, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -101,13 +101,25 @@ def test_what_cannot_be_done_on_ranks_is_refused() -> None:
     assert finished.stdout.count("refused") == 2
 
 
-def test_a_part_takes_its_bits_out_of_a_mask_and_puts_them_back() -> None:
+def test_the_example_of_the_page_on_scaling_prints_what_it_shows(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    code, _, shown = page.partition("```python\n")[2].partition("```\n\n```console\n")
+    (tmp_path / "sharded.py").write_text(code, encoding="utf-8")
+    command, printed, *_ = shown.splitlines()
+    assert command == "$ torchrun --nproc-per-node 2 sharded.py"
+    finished = started(str(tmp_path / "sharded.py"), ranks=2, cwd=tmp_path)
+    check_done(finished)
+    assert printed in finished.stdout.splitlines()
+
+
+@pytest.mark.parametrize("box", [(slice(1, 4), slice(2, 7)), (slice(1, 4), slice(0, 7)), (slice(0, 5), slice(0, 7))])
+def test_a_part_takes_its_bits_out_of_a_mask_and_puts_them_back(box: tuple[slice, slice]) -> None:
     mask = Mask({"w": torch.rand(5, 7) < 0.5})
-    part = Part((5, 7), (slice(1, 4), slice(2, 7)))
+    part = Part((5, 7), box)
     own = part.bits(mask.bits("w"))
-    assert Mask.from_bits({"w": (3, 5)}, {"w": own})["w"].equal(mask["w"][1:4, 2:7])
+    assert Mask.from_bits({"w": part.sizes}, {"w": own})["w"].equal(mask["w"][box])
     back = Mask.from_bits({"w": (5, 7)}, {"w": part.spread(own).tobytes()})
-    assert back["w"][1:4, 2:7].equal(mask["w"][1:4, 2:7])
-    assert back.kept == int(mask["w"][1:4, 2:7].sum())
-    rows, columns = torch.arange(35).reshape(5, 7)[1:4, 2:7].reshape(-1), torch.arange(15)
-    assert part.positions(columns.numpy()).tolist() == rows.tolist()
+    assert back["w"][box].equal(mask["w"][box])
+    assert back.kept == int(mask["w"][box].sum())
+    inside = torch.arange(mask["w"][box].numel())
+    assert part.positions(inside.numpy()).tolist() == torch.arange(35).reshape(5, 7)[box].reshape(-1).tolist()

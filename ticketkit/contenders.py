@@ -17,7 +17,8 @@ from ticketkit.sharding import Part
 Array = np.ndarray[Any, np.dtype[Any]]
 
 CHUNK = 1 << 18  # scores per step; a multiple of 8, small enough for the second-level cache
-SAMPLE = 1 << 17  # scores that bracket the threshold
+SAMPLE = 1 << 17  # scores that bracket the threshold, at least
+STRIDE = 1 << 10  # of so many scores, one at least is in the sample
 
 # For each byte of a packed mask, the highest score its eight weights may show: +inf if kept, -inf if pruned.
 KEPT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -106,8 +107,8 @@ class Contenders:
                 yield Chunk(name, values)
 
     def sorted_sample(self) -> Array:
-        """Return about `SAMPLE` scores of kept weights, evenly spaced over all, in rising order."""
-        stride = max(1, self.total // SAMPLE) | 1
+        """Return scores of kept weights, evenly spaced over all, in rising order."""
+        stride = max(1, min(self.total // SAMPLE, STRIDE)) | 1
         sampled = [self.empty]
         for name, size in self.sizes.items():
             values = self._values(name, 0, size, stride)

@@ -52,8 +52,8 @@ class Rewinder:
     def _check_reinitialisable(self) -> None:
         if has_shards(self.model):
             raise ConfigError(
-                "rewind='reinit' draws fresh weights module by module, and this network is distributed over ranks; make "
-                "the control where it fits on one"
+                "rewind='reinit' draws fresh weights module by module, and this network is distributed over ranks; "
+                "make the control where it fits on one"
             )
         if self.initialise is None:
             check_reinitialisable(self.model)

@@ -177,8 +177,8 @@ class Round:
         if counters["ranks"] != ranks():
             raise ConfigError(
                 f"the checkpoint of round {self.index} was saved by {counters['ranks']} ranks, this run has {ranks()}, "
-                "and its data would go on in another order; go on with as many ranks, or delete the checkpoint to train "
-                "the round from its start"
+                "and its data would go on in another order; go on with as many ranks, or delete the checkpoint to "
+                "train the round from its start"
             )
         checkpoint.restore_tensors(self.model)
         for name, thing in objects.items():

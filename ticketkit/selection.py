@@ -10,21 +10,23 @@ scores and in the end the bits of the mask: the same mask, bit for bit, as one r
 """
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from math import isqrt, prod
 from typing import Any
 
 import numpy as np
 import torch
 
-from ticketkit.contenders import Array, Contenders
+from ticketkit.contenders import Array, Chunk, Contenders
 from ticketkit.criterion import check_scores
 from ticketkit.errors import BudgetError
 from ticketkit.mask import Mask
 from ticketkit.sharding import Part
 
-UNDECIDED = 1 << 22  # scores inside the bracket that may be collected before the radix search takes over
+UNDECIDED = 1 << 22  # scores inside the bracket that may be collected before the radix search takes over,
+UNDECIDED_SHARE = 128  # or one in so many of all, if that is more
 
 
 def select(
@@ -87,6 +89,8 @@ class _Threshold:
 
     value: float
     ties: int
+    equal: Mapping[str, int] | None = field(default=None, compare=False)
+    """How many scores of each parameter that are here equal it, where that is known."""
 
 
 def _best(contenders: Contenders, keep: int) -> dict[str, bytes]:
@@ -110,26 +114,36 @@ def _best(contenders: Contenders, keep: int) -> dict[str, bytes]:
 def _bracketed_threshold(contenders: Contenders, keep: int) -> _Threshold | None:
     """Return the exact threshold if a sample brackets it closely, else None; checks that all scores are finite."""
     low, high = _bracket(contenders.sorted_sample(), keep / contenders.alive)
-    above, inside = contenders.ranks.each(lambda: _compared(contenders, low, high))
-    above, collected = map(int, contenders.ranks.summed(np.array([above, sum(map(len, inside))])))
+    limit = max(UNDECIDED, contenders.total // UNDECIDED_SHARE)
+    above, inside = contenders.ranks.each(lambda: _compared(contenders, low, high, limit))
+    above, collected = map(int, contenders.ranks.summed(np.array([above, sum(len(chunk.values) for chunk in inside)])))
     rank = keep - above
-    if collected > UNDECIDED or not 0 < rank <= collected:
+    if collected > limit or not 0 < rank <= collected:
         return None
-    undecided = contenders.ranks.joined(np.concatenate([contenders.empty, *inside]))
+    undecided = contenders.ranks.joined(np.concatenate([contenders.empty, *(chunk.values for chunk in inside)]))
     value = float(np.partition(undecided, collected - rank)[collected - rank])
-    return _Threshold(value, rank - int(np.count_nonzero(undecided > value)))
+    return _Threshold(value, rank - int(np.count_nonzero(undecided > value)), _equal(inside, value))
 
 
-def _compared(contenders: Contenders, low: float, high: float) -> tuple[int, list[Array]]:
-    """Return how many scores lie above a bracket, and those inside; of too many, the first."""
-    above, collected, inside = 0, 0, []
+def _compared(contenders: Contenders, low: float, high: float, limit: int) -> tuple[int, list[Chunk]]:
+    """Return how many scores lie above a bracket, and those inside; of more than the limit, the first."""
+    above, collected = 0, 0
+    inside: list[Chunk] = []
     for chunk in contenders.chunks(check=True):
         over = chunk.values > high
         above += int(np.count_nonzero(over))
-        if collected <= UNDECIDED:
-            inside.append(chunk.values[(chunk.values >= low) ^ over])
-            collected += len(inside[-1])
+        if collected <= limit:
+            inside.append(Chunk(chunk.name, chunk.values[(chunk.values >= low) ^ over]))
+            collected += len(inside[-1].values)
     return above, inside
+
+
+def _equal(chunks: Iterable[Chunk], value: float) -> Counter[str]:
+    """Return how many of some scores equal a value, by parameter."""
+    found: Counter[str] = Counter()
+    for chunk in chunks:
+        found[chunk.name] += int(np.count_nonzero(chunk.values == value))
+    return found
 
 
 def _bracket(sample: Array, density: float) -> tuple[float, float]:
@@ -181,9 +195,8 @@ def _own_ties(contenders: Contenders, parts: Mapping[str, Part], threshold: _Thr
 
     Parameters are settled by counts alone; inside the one where ties run out, a bisection of counts finds the place.
     """
-    here = dict.fromkeys(parts, 0)
-    for chunk in contenders.chunks():
-        here[chunk.name] += int(np.count_nonzero(chunk.values == threshold.value))
+    known = _equal(contenders.chunks(), threshold.value) if threshold.equal is None else threshold.equal
+    here = {name: known.get(name, 0) for name in parts}
     everywhere = contenders.ranks.summed(np.array(list(here.values()), np.int64))
     left = threshold.ties
     for name, found in zip(here, everywhere.tolist(), strict=True):

@@ -161,20 +161,39 @@ class Part:
         """Say whether the part is the whole tensor."""
         return self.sizes == self.shape
 
+    @property
+    def run(self) -> slice | None:
+        """The flat indices of the part in the whole tensor, if they follow on each other."""
+        inner, size = prod(self.shape[1:]), prod(self.sizes)
+        if not self.shape or self.sizes[1:] != self.shape[1:]:
+            return slice(0, size) if self.is_whole else None
+        return slice(self.box[0].start * inner, self.box[0].start * inner + size)
+
     def bits(self, packed: bytes) -> bytes:
         """Return the packed bits of the part, from those of the whole tensor."""
         if self.is_whole:
             return packed
+        if (run := self.run) is not None:
+            own = np.frombuffer(packed, np.uint8)[run.start // 8 : (run.stop + 7) // 8]
+            flags = np.unpackbits(own, bitorder="little")[run.start % 8 :][: run.stop - run.start]
+            return np.packbits(flags, bitorder="little").tobytes()
         flags = np.unpackbits(np.frombuffer(packed, np.uint8), count=prod(self.shape), bitorder="little")
         return np.packbits(flags.reshape(self.shape)[self.box], bitorder="little").tobytes()
 
     def spread(self, packed: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Return the packed bits of a tensor that are set in the part where those of the part are, nowhere else."""
+        own = np.frombuffer(packed, np.uint8)
         if self.is_whole:
-            return np.frombuffer(packed, np.uint8)
+            return own
+        if (run := self.run) is not None:
+            spread = np.zeros((prod(self.shape) + 7) // 8, np.uint8)
+            if run.start % 8:
+                flags = np.unpackbits(own, count=run.stop - run.start, bitorder="little")
+                own = np.packbits(np.concatenate([np.zeros(run.start % 8, np.uint8), flags]), bitorder="little")
+            spread[run.start // 8 :][: len(own)] = own
+            return spread
         flags = np.zeros(self.shape, np.uint8)
-        own = np.unpackbits(np.frombuffer(packed, np.uint8), count=prod(self.sizes), bitorder="little")
-        flags[self.box] = own.reshape(self.sizes)
+        flags[self.box] = np.unpackbits(own, count=prod(self.sizes), bitorder="little").reshape(self.sizes)
         return np.packbits(flags, bitorder="little")
 
     def positions(self, indices: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -18,4 +18,5 @@ collect_ignore = [
     "inference.py",
     "adapters.py",
     "executors.py",
+    "sharded.py",
 ]

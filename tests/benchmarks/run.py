@@ -21,6 +21,7 @@ from inference import recurrent_step, whole_network
 from loop import imp_overhead
 from memory import rewind_time, training_memory
 from selection import exactness, pruned_selection_time, selection_memory, selection_time
+from sharded import sharded_selection
 from speech import speech_training
 from training import training_time
 from transducer import transducer_loss
@@ -43,6 +44,7 @@ FIGURES: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "P15": whole_network,
     "P16": executors_cost,
     "P17": adapter_steps,
+    "P18": sharded_selection,
 }
 
 
