@@ -76,6 +76,11 @@ class Round:
             return None
         return copied((self._start.training if checkpoint is None else checkpoint.training).get(name))
 
+    @property
+    def saves(self) -> bool:
+        """Whether `checkpoint` saves anything: only a run with a directory does."""
+        return self._save is not None
+
     def log(self, **metrics: float) -> None:
         """Note metrics of the trained network; a later value of the same name replaces the earlier."""
         for name, value in metrics.items():

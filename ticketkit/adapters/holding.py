@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from ticketkit.enforce import Enforcement, enforced
 from ticketkit.errors import ConfigError, MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask
-from ticketkit.round import Round
 from ticketkit.scope import masked_parameters
 from ticketkit.ticket import Ticket
 
@@ -126,11 +125,6 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = float(value)
     return found
-
-
-def saves(round: Round) -> bool:
-    """Say whether `round.checkpoint` would save anything: only a run with a directory does."""
-    return round._save is not None
 
 
 def missing(library: str, extra: str, error: ModuleNotFoundError) -> ModuleNotFoundError:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ticketkit.adapters.holding import Holding, MaskSource, check_same_mask, mask_state, missing, numbers, saves
+from ticketkit.adapters.holding import Holding, MaskSource, check_same_mask, mask_state, missing, numbers
 from ticketkit.errors import ConfigError, ScopeError
 from ticketkit.mask import Mask
 from ticketkit.names import named_modules, named_parameters, unwrap
@@ -104,7 +104,7 @@ class RoundCallback(Callback):
             raise ConfigError(f"every must be at least 1, or None for the ends of epochs, not {every}")
         self.round = round
         self._every = every
-        self._saves = saves(round)
+        self._saves = round.saves
         self._position: Position | None = None
         self._steps = 0
         self._due = False

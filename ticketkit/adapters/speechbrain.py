@@ -19,7 +19,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from ticketkit.adapters.holding import Holding, MaskSource, refuse_other_mask, saves
+from ticketkit.adapters.holding import Holding, MaskSource, refuse_other_mask
 from ticketkit.adapters.speechbrain_position import Position, Recoverables
 from ticketkit.errors import ConfigError, ScopeError
 from ticketkit.mask import Mask
@@ -73,7 +73,7 @@ def in_round(brain: Brain, round: Round, *, every: int | None = None, **tracked:
         raise ConfigError(f"every must be at least 1, or None for the ends of epochs, not {every}")
     _check_trains(brain, round)
     _save_with_checkpoints(brain, round.mask)
-    position = Position(brain, round, every if saves(round) else 0)
+    position = Position(brain, round, every if round.saves else 0)
 
     def start(original: Callable[[], object]) -> None:
         if brain.optimizer_step:

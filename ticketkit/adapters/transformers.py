@@ -15,7 +15,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
-from ticketkit.adapters.holding import Holding, MaskSource, mask_of, missing, numbers, saves
+from ticketkit.adapters.holding import Holding, MaskSource, mask_of, missing, numbers
 from ticketkit.errors import ConfigError, StorageError, TicketError
 from ticketkit.ledger import TICKET
 from ticketkit.mask import Mask
@@ -168,7 +168,7 @@ class RoundCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the ticket into the checkpoint that was just written; save the round too, before the next step."""
         _save_beside(args, state, self._ticket)
-        self._due = self._due or (self._every is None and saves(self._round))
+        self._due = self._due or (self._every is None and self._round.saves)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log to the round what was measured."""
