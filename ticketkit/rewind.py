@@ -158,7 +158,7 @@ def check_reinitialisable(model: nn.Module) -> None:
         raise ScopeError(
             f"{borrowed[0]} initialises the modules inside it itself (_init_weights), so their own reset_parameters() "
             "would draw from another distribution; pass initialise= with a function that initialises the whole model, "
-            "for example lambda model: model.apply(model._init_weights)"
+            "for a model of transformers: lambda model: model.load_state_dict(type(model)(model.config).state_dict())"
         )
 
 

@@ -234,7 +234,7 @@ def _show_plan(study: "StudyConfig", found: "list[Job]", plugins: "Plugins") -> 
 
 def _duration(seconds: float) -> str:
     """Return a time in the unit that suits it."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+    for unit, length in (("years", 31557600), ("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} seconds"
