@@ -12,7 +12,7 @@ from ticketkit import cli
 CommandLine = Callable[..., tuple[int, str]]
 """Runs a command with these words; returns its exit code and what it printed as errors."""
 
-settings.register_profile("ci", deadline=None, derandomize=True, max_examples=100, database=None)
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.register_profile(
     "thorough", deadline=None, max_examples=3000, database=None, suppress_health_check=[HealthCheck.too_slow]
 )

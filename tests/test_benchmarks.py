@@ -32,6 +32,7 @@ def load_figures() -> ModuleType:
 figures = load_figures()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="P2 and P6 read Linux's /proc")
 def test_one_command_prints_every_figure_as_a_json_line_and_the_table() -> None:
     command = [sys.executable, str(FOLDER / "run.py"), "--quick", "--markdown"]

@@ -59,8 +59,16 @@ def test_a_selection_over_three_ranks_is_that_over_whole_scores() -> None:
     ("ranks", "settings"),
     [
         (3, {"imp": {"allocation": "uniform", "criterion": "random"}}),
-        (2, {"columns": True, "imp": {"criterion": "magnitude_over_init", "rewind": "step:2", "floor": 0.1}}),
-        (2, {"imp": {"criterion": "lamp", "granularity": "row", "rewind": "none", "lean": True}}),
+        pytest.param(
+            2,
+            {"columns": True, "imp": {"criterion": "magnitude_over_init", "rewind": "step:2", "floor": 0.1}},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            2,
+            {"imp": {"criterion": "lamp", "granularity": "row", "rewind": "none", "lean": True}},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_tickets_of_a_sharded_network_are_those_of_a_whole_one(
@@ -73,6 +81,7 @@ def test_tickets_of_a_sharded_network_are_those_of_a_whole_one(
         assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on(tmp_path: Path) -> None:
     killed = run(tmp_path / "out", tmp_path / "run", ranks=2, kill=[2, 1], rank=1)
     assert killed.returncode != 0
@@ -84,6 +93,7 @@ def test_a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on(tmp_path: Pa
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_to_the_same_bits_with_as_many_ranks_only(tmp_path: Path) -> None:
     run_alone(tmp_path / "whole", tmp_path / "one", ranks=2)
     killed = run(tmp_path / "cut", tmp_path / "two", ranks=2, checkpoint=True, kill=[1, 4])
@@ -101,6 +111,7 @@ def test_what_cannot_be_done_on_ranks_is_refused() -> None:
     assert finished.stdout.count("refused") == 2
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_on_scaling_prints_what_it_shows(tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
     code, _, shown = page.partition("```python\n")[2].partition("```\n\n```console\n")

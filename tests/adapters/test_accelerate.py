@@ -351,6 +351,7 @@ os._exit(0)  # gloo's threads may outlive the group and abort an ordinary exit
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_one_mask(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + RANK)

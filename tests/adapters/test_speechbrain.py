@@ -281,6 +281,7 @@ for name, (*settings, kills) in cases.items():
 """
 
 
+@pytest.mark.slow
 def test_a_round_that_is_killed_goes_on_to_the_same_tickets(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

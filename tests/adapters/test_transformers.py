@@ -361,6 +361,7 @@ for kill, saving in [((0, 6), {"every": 2}), ((1, 9), {"every": 4}), ((1, 9), {"
 """
 
 
+@pytest.mark.slow
 def test_a_round_killed_in_its_middle_goes_on_to_the_same_tickets(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -233,6 +233,7 @@ def test_a_prepared_corpus_is_trained_on_by_its_manifests(trained: Path, tmp_pat
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 def test_bench_compares_every_form_on_the_corpus_and_says_what_to_use(trained: Path) -> None:
     done = ticketkit("bench", TICKET, "--batch", "1", "--batch", "2", "--repeats", "3", "--evaluate", cwd=trained)
     assert done.returncode == 0, done.stderr

@@ -48,7 +48,7 @@ def same(whole: Mapping[str, torch.Tensor], mask: Mask, keep: int | Mapping[str,
     )
 
 
-for case in range(24):
+for case in range(12):
     contenders.CHUNK = int(draw.choice([8, 1 << 18]))
     contenders.SAMPLE = int(draw.choice([2, 1 << 17]))
     selection.UNDECIDED = int(draw.choice([0, 1 << 22]))

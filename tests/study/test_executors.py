@@ -86,7 +86,11 @@ def trained_twice(study: StudyDirectory) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("executor", "options", "impossible"),
-    [("processes", [], ""), ("ray", [], "num_gpus=64"), ("slurm", ["cluster=local"], "")],
+    [
+        ("processes", [], ""),
+        pytest.param("ray", [], "num_gpus=64", marks=pytest.mark.slow),
+        pytest.param("slurm", ["cluster=local"], "", marks=pytest.mark.slow),
+    ],
 )
 def test_a_worker_that_is_killed_is_replaced_and_all_ends_in_the_bytes_of_one_process(
     executor: str, options: list[str], impossible: str, serial: StudyDirectory, tmp_path: Path

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.study.toy_study import TOY, done, toy_plugins, toy_study
 from ticketkit.study.directory import StudyDirectory
 from ticketkit.study.worker import states
@@ -38,6 +40,7 @@ def networks(study: StudyDirectory) -> dict[str, bytes]:
     return {str(path.relative_to(study.path)): path.read_bytes() for path in study.path.rglob("trained.safetensors")}
 
 
+@pytest.mark.slow
 def test_a_job_of_a_machine_that_is_silent_goes_on_at_another_once(tmp_path: Path) -> None:
     config = toy_study("existence", seeds=[0])
     serial, found = done(tmp_path / "serial", config, toy_plugins())
