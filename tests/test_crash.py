@@ -155,6 +155,7 @@ def test_a_run_killed_at_a_step_or_file_operation_resumes_to_the_same_tickets(re
     assert forked(EVERYWHERE, str(tmp_path), rewind, str(stride)) >= 150 // stride
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewind", ["init", "step:3", "none"])
 def test_forty_random_kills_over_one_run_end_in_the_bits_of_the_uninterrupted_run(rewind: str, tmp_path: Path) -> None:
     """Trap 25: mid-round too, with optimizer, schedule, scaler, average, generators and logged metrics."""

@@ -1,6 +1,7 @@
 """Locks that several machines share: one holder at a time, whoever dies, sleeps or is late."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,17 @@ def test_a_count_that_was_raised_and_not_noted_is_still_ones_own(tmp_path: Path)
             holder.check()
         holder.release()
         assert os.listdir(tmp_path / "lock") == [FREE]
+
+
+def test_a_copy_of_a_directory_is_not_held_by_who_holds_the_original(tmp_path: Path) -> None:
+    original = Lock(tmp_path / "run" / "held")
+    assert original.acquire()
+    shutil.copytree(tmp_path / "run", tmp_path / "branch")
+    copied = Lock(tmp_path / "branch" / "held")
+    assert copied.holder() is None
+    assert copied.acquire()
+    original.check()
+    copied.check()
 
 
 def test_deaths_are_counted_until_they_are_forgiven_or_the_lock_is_given_back(tmp_path: Path) -> None:

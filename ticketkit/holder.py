@@ -27,19 +27,21 @@ class Holder:
     takeovers: int
     """How many holders before this one were gone without giving the lock back."""
     beat: int
+    file: int = 0
+    """The number of the lock's file on its file system: in a copy of the directory it is another; 0 if unknown."""
 
     @classmethod
-    def here(cls, takeovers: int = 0) -> Self:
+    def here(cls, takeovers: int = 0, file: int = 0) -> Self:
         """Return this process, as a new holder."""
         host, pid = socket.gethostname(), os.getpid()
         plain = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in host)[:64]
-        return cls(plain, pid, _process(pid)[1], _machine(host), token_hex(4), takeovers, 0)
+        return cls(plain, pid, _process(pid)[1], _machine(host), token_hex(4), takeovers, 0, file)
 
     @classmethod
     def of(cls, name: str) -> Self:
         """Return the holder that a file's name says; raises `ValueError` for another name."""
-        host, pid, started, machine, token, takeovers, beat = name.split(",")
-        return cls(host, int(pid), int(started), machine, token, int(takeovers), int(beat))
+        host, pid, started, machine, token, takeovers, beat, file = name.split(",")
+        return cls(host, int(pid), int(started), machine, token, int(takeovers), int(beat), int(file))
 
     @property
     def name(self) -> str:

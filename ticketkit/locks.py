@@ -90,8 +90,8 @@ class Lock:
             other = self._holder(found)
             if other is not None and not self._is_over(other, asked):
                 return False
-            mine = Holder.here(takeovers=other.takeovers + 1 if other else 0)
-            if not self._rename(found, mine):
+            mine = self._take(found, other.takeovers + 1 if other else 0)
+            if mine is None:
                 return False
             with suppress(FileNotFoundError):
                 os.utime(self.path / mine.name)  # by the file server's clock: since when it is held
@@ -184,36 +184,53 @@ class Lock:
 
         `asked` is the time before the look: while the file server is silent, nobody can show life.
         """
-        if other.is_gone():
+        if other.is_gone() or self._is_copied(other):
             return True
         if self._seen is None or self._seen[0] != other:
             self._seen = other, time.monotonic()
         return asked - self._seen[1] >= LIMIT
 
-    def _rename(self, old: str | None, new: Holder) -> bool:
+    def _is_copied(self, other: Holder) -> bool:
+        """Say whether the lock came here with a copy of its directory: its holder holds the original."""
+        try:
+            return other.file not in (0, (self.path / other.name).stat().st_ino)
+        except FileNotFoundError:  # it has shown life since, here
+            return False
+
+    def _take(self, found: str | None, takeovers: int) -> Holder | None:
+        """Make this process the holder of a lock that was found so, and return it; None if another was faster."""
+        if found is None:
+            return self._create(Holder.here(takeovers))
+        try:
+            mine = Holder.here(takeovers, (self.path / found).stat().st_ino)
+        except FileNotFoundError:
+            return None
+        return mine if self._rename(found, mine) else None
+
+    def _rename(self, old: str, new: Holder) -> bool:
         """Give the file its new name, and say whether it had the old one."""
-        if old is None:
-            return self._create(new)
         try:
             os.rename(self.path / old, self.path / new.name)
         except FileNotFoundError:
             return (self.path / new.name).exists()  # NFS asks again when an answer is lost, after it was done
         return True
 
-    def _create(self, new: Holder) -> bool:
-        """Make the lock as held by `new`, and say whether none was there: a full directory is never replaced."""
+    def _create(self, new: Holder) -> Holder | None:
+        """Make the lock as held by `new` and return that; None if one was there: a full directory is never replaced."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_name(f".{self.path.name}.{new.token}")
         draft.mkdir()
-        (draft / new.name).touch()
+        (draft / FREE).touch()
+        new = replace(new, file=(draft / FREE).stat().st_ino)
+        os.rename(draft / FREE, draft / new.name)
         try:
             os.rename(draft, self.path)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                 raise
-            return (self.path / new.name).exists()
-        return True
+            return new if (self.path / new.name).exists() else None
+        return new
 
     def _beat(self, takeovers: int | None = None) -> bool:
         """Raise the count, and say whether the lock is still held; call it under the guard."""

@@ -121,7 +121,10 @@ def test_an_export_is_heard_and_judged_as_its_ticket_is(
     ("arguments", "message"),
     [
         (["transcribe", TICKET, "nothing.wav"], "nothing.wav cannot be read as audio: there is no such file"),
-        (["transcribe", "run/none.safetensors", "a.wav"], "cannot read the ticket run/none.safetensors"),
+        (
+            ["transcribe", "run/none.safetensors", "a.wav"],
+            "run/none.safetensors does not exist; the tickets of run are",
+        ),
         (["evaluate", TICKET, "fssd"], "unknown corpus 'fssd'; did you mean 'fsdd'?"),
         (["evaluate", TICKET, "--split", "tset"], "has no split 'tset'; it has train, dev, test"),
         (["prepare", "librispeech", "--root", "nowhere", "--out", "out"], "nowhere"),
