@@ -303,7 +303,7 @@ def test_init_writes_a_config_that_run_accepts_and_never_overwrites(tmp_path: Pa
         (["run", CONFIG, "--set", "trainer.diverge_in_round=0"], 1, "score of parameter '0.weight' is nan"),
         (["resume", "nowhere"], 2, "nowhere holds no run"),
         (["report", "nowhere"], 1, "nowhere holds no results.json"),
-        (["inspect", "nothing.safetensors"], 2, "cannot read the ticket nothing.safetensors"),
+        (["inspect", "nothing.safetensors"], 2, "nothing.safetensors does not exist"),
     ],
 )
 def test_bad_input_is_one_message_and_an_exit_code(
