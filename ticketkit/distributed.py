@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ticketkit.errors import MaskError
+from ticketkit.errors import MaskError, RunError, TicketkitError
 from ticketkit.mask import Mask
 from ticketkit.sharding import is_sharded, whole
 
@@ -66,13 +66,17 @@ class AllRanks:
     def each(self, work: Callable[[], Result]) -> Result:
         """Return what this rank's share of the work returns; a fault of one rank is raised on every rank."""
         failure: Exception | None = None
+        fault: tuple[type[TicketkitError], str] | None = None
         try:
             result = work()
-        except Exception as error:
-            failure = error
-        for number, found in enumerate(everyones(failure)):
+        except TicketkitError as error:
+            failure, fault = error, (type(error), str(error))
+        except Exception as error:  # of any library's, which may not travel; raised on every rank below
+            failure, fault = error, (RunError, f"{type(error).__name__}: {error}")
+        for number, found in enumerate(everyones(fault)):
             if found is not None:
-                raise type(found)(f"rank {number}: {found}") from failure
+                kind, message = found
+                raise kind(f"rank {number}: {message}") from failure
         return result
 
     def summed(self, counts: Array) -> Array:

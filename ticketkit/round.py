@@ -179,9 +179,10 @@ class Round:
                 "track the same objects, or delete the checkpoint to train the round from its start"
             )
         counters = checkpoint.training[PROGRESS]
-        if counters["ranks"] != ranks():
+        saved_by = counters.get("ranks", ranks())  # earlier versions did not say
+        if saved_by != ranks():
             raise ConfigError(
-                f"the checkpoint of round {self.index} was saved by {counters['ranks']} ranks, this run has {ranks()}, "
+                f"the checkpoint of round {self.index} was saved by {saved_by} ranks, this run has {ranks()}, "
                 "and its data would go on in another order; go on with as many ranks, or delete the checkpoint to "
                 "train the round from its start"
             )

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from ticketkit import ElementwiseScores, Mask, ScoreError, contenders, select, selection
+from ticketkit import ElementwiseScores, Mask, RunError, ScoreError, contenders, select, selection
 from ticketkit.allocation import floor_counts
+from ticketkit.distributed import AllRanks
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -68,6 +69,9 @@ mask = Mask.ones({"first": (11, 3)})
 for keep in (5, 33):
     with pytest.raises(ScoreError, match=f"rank {dist.get_world_size() - 1}: score of parameter 'first' is nan"):
         select({"first": distribute_tensor(broken, mesh, [Shard(0)])}, mask, keep)
+with pytest.raises(RunError, match="rank 1: ZeroDivisionError: division by zero"):
+    AllRanks().each(lambda: 1 // (dist.get_rank() - 1))  # an error of any kind reaches every rank
+
 print("selected alike", flush=True)
 dist.barrier()
 dist.destroy_process_group()
