@@ -17,6 +17,7 @@ settings.register_profile(
     "thorough", deadline=None, max_examples=3000, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 torch.set_num_threads(1)  # tiny networks run no faster on two, and a hundred times slower on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do the processes that tests start
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
