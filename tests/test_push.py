@@ -163,6 +163,7 @@ def child(hub_url: str, shipped: Path, *command: str) -> subprocess.CompletedPro
         "HF_ENDPOINT": hub_url,
         "HF_TOKEN": "hf_nobody",
         "HF_HOME": str(shipped.parent / "hf"),
+        "HF_HUB_OFFLINE": "0",  # its hub is on this machine
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "*",

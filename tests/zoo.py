@@ -3,7 +3,6 @@
 Initial weights come from torch's global generator; batches from one of their own, the same each time.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -317,9 +317,9 @@ def recognised(model: nn.Module) -> Tensor:
 @cache
 def hugging_face() -> ModuleType:
     """Return transformers, told to stay offline; it imports torchaudio, which may need our door to it."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
     torchaudio()
-    with warnings.catch_warnings():
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setenv("HF_HUB_OFFLINE", "1")  # which it reads when imported; processes started later are not told so
         warnings.simplefilter("ignore", DeprecationWarning)
         import transformers
 

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ticketkit_asr.corpora.corpus import SpeechCorpus
 from ticketkit_asr.errors import TrainingError
 from ticketkit_asr.examples import Example, Examples, Fault, collate, learn_statistics, open_examples
 from ticketkit_asr.loading import Key, Loader, Waiting
+from ticketkit_asr.precision import computing_in
 from ticketkit_asr.ranks import counts, share
 from ticketkit_asr.scoring import error_rates, score
 from ticketkit_asr.trainer_options import TrainerOptions
@@ -188,10 +188,8 @@ class SpeechTrainer:
             _log.warning("training goes on without %s: %s", fault.id, fault.reason)
         return usable or _usable(batch)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._options.precision == "float32":
-            return nullcontext()
-        return torch.autocast(device_of(self._bundle.module).type, getattr(torch, self._options.precision))
+    def _autocast(self) -> AbstractContextManager[None]:
+        return computing_in(self._options.precision, device_of(self._bundle.module).type)
 
     @property
     def _most_frames(self) -> int | None:

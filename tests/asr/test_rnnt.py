@@ -16,6 +16,7 @@ from ticketkit_asr.backbones.bundle import SpeechBundle
 from ticketkit_asr.backbones.rnnt import Rnnt, build_rnnt, stacked
 from ticketkit_asr.backbones.rnnt_options import RnntOptions
 from ticketkit_asr.corpora.corpus import SpeechCorpus
+from ticketkit_asr.precision import computing_in
 from ticketkit_asr.rnnt_loss import rnnt_loss
 from ticketkit_asr.transducer import Transducer
 from ticketkit_asr.transducer_decode import beam_search, greedy
@@ -302,7 +303,7 @@ def test_a_copy_and_a_strictly_loaded_twin_score_the_same(bundle: SpeechBundle) 
 
 def test_bfloat16_autocast_gives_finite_losses_near_those_of_float32(bundle: SpeechBundle) -> None:
     expected = bundle.objective.losses(bundle.module, features(), FRAMES, TARGETS)
-    with torch.autocast("cpu", torch.bfloat16):
+    with computing_in("bfloat16", "cpu"):
         losses = bundle.objective.losses(bundle.module, features(), FRAMES, TARGETS)
     losses.sum().backward()
     torch.testing.assert_close(losses, expected, rtol=0.05, atol=0.1)

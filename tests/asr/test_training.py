@@ -294,4 +294,4 @@ def test_two_ranks_train_the_network_of_one_and_hold_one_mask(kind, tmp_path):
     alone, *ranks = (torch.load(tmp_path / f"{name}.pt") for name in ("one-0", "two-0", "two-1"))
     for name, tensor in alone.items():
         assert torch.equal(ranks[0][name], ranks[1][name])
-        torch.testing.assert_close(ranks[0][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(ranks[0][name], tensor, atol=1e-4, rtol=1e-4, msg=name)
