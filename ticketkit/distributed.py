@@ -138,6 +138,17 @@ def once(write: Callable[[], Result]) -> Result:
     return result
 
 
+def not_joined() -> str:
+    """Return what a process should do that was started as one of several ranks and has joined no group; else ""."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if not started.isdecimal() or int(started) <= 1 or ranks() > 1:
+        return ""
+    return (
+        f"WORLD_SIZE={started} says that this process is one of several ranks; if they share the run, call "
+        "torch.distributed.init_process_group() before IMP"
+    )
+
+
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the process group that torchrun has prepared, inside the block; do nothing in a process of its own.

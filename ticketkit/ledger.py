@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ticketkit.distributed import once, rank
+from ticketkit.distributed import not_joined, once, rank
 from ticketkit.errors import ConfigError, StorageError
 from ticketkit.locks import Lock
 from ticketkit.snapshot import Snapshot
@@ -114,9 +114,8 @@ class Ledger:
         except OSError as error:
             raise StorageError(f"cannot use {self.directory} as a run directory: {error}") from error
         if other := self._lock.claim():
-            raise StorageError(
-                f"another process is working in {self.directory}: {other}; wait for it or choose another"
-            )
+            way_out = not_joined() or "wait for it or choose another"
+            raise StorageError(f"another process is working in {self.directory}: {other}; {way_out}")
 
     def _remove_leftovers(self) -> None:
         """Delete what a process that was killed here left behind: unfinished files, middles of finished rounds."""

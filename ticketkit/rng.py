@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from ticketkit.distributed import everyones, rank
 from ticketkit.errors import StorageError
 
 
@@ -68,6 +69,24 @@ class RngState:
         devices = sum(key.startswith("rng/cuda/") for key in tensors)
         cuda = tuple(tensors[f"rng/cuda/{index}"] for index in range(devices))
         return cls((version, tuple(words), gauss), (name, np.array(keys, np.uint32), *rest), cpu, cuda)
+
+
+@dataclass(frozen=True)
+class EveryRank:
+    """The states of all ranks' generators, that of rank 0 first; only one if they are alike."""
+
+    states: tuple[RngState, ...]
+
+    @classmethod
+    def collect(cls, mine: RngState) -> Self:
+        """Return what each rank has; all ranks must ask."""
+        found = everyones(mine)
+        return cls(tuple(found[:1] if all(state.same(found[0]) for state in found) else found))
+
+    @property
+    def mine(self) -> RngState:
+        """That of this rank; for one that was not there, that of rank 0."""
+        return self.states[rank() if rank() < len(self.states) else 0]
 
 
 def _plain(value: Any) -> int | float:

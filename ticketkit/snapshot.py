@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ticketkit.distributed import collect, everyones, rank, ranks
+from ticketkit.distributed import collect, rank, ranks
 from ticketkit.errors import ScopeError, StorageError
 from ticketkit.mask import shape_differences
 from ticketkit.names import named_buffers, named_parameters
-from ticketkit.rng import RngState
+from ticketkit.rng import EveryRank, RngState
 from ticketkit.scope import tied_groups
 from ticketkit.sharding import resharded, write_
 from ticketkit.state import Stateful, collected, copied, flattened, unflattened
@@ -83,14 +83,13 @@ class Snapshot:
         """Return what rank 0 can write: whole tensors, and every rank's generators; all ranks must ask for it."""
         if ranks() == 1:
             return self
-        states = everyones(self.rng)
-        alike = all(state.same(states[0]) for state in states)
+        first, *others = EveryRank.collect(self.rng).states
         return replace(
             self,
             tensors={key: collect(tensor) for key, tensor in self.tensors.items()},
             training=collected(self.training),
-            rng=states[0],
-            others=() if alike else tuple(states[1:]),
+            rng=first,
+            others=tuple(others),
         )
 
     def save(self, path: Path) -> None:

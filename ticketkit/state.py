@@ -1,7 +1,8 @@
 """Training state beyond the network (what `state_dict()` returns) as JSON and tensors, written without pickle.
 
 Any nesting of dicts, lists and tuples over tensors, NumPy arrays, numbers, strings, bytes, dtypes and None is kept with
-its types, so that an optimizer, a scheduler, a gradient scaler or a sampler gets back exactly what it gave.
+its types, so that an optimizer, a scheduler, a gradient scaler or a sampler gets back exactly what it gave. Of what the
+ranks have, rank 0's is written, and every rank gets it; an `RngState` in it is written for each, and each gets its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from ticketkit.distributed import collect
 from ticketkit.errors import StorageError
+from ticketkit.rng import EveryRank, RngState
 from ticketkit.sharding import is_sharded, placed_like
 
 Tensors = dict[str, torch.Tensor]
@@ -40,8 +42,8 @@ def copied(state: Any) -> Any:
 
 
 def collected(state: Any) -> Any:
-    """Return a nested state with all tensors whole, on the CPU of rank 0; all ranks must ask for it."""
-    return _mapped(state, collect)
+    """Return a nested state as rank 0 can write it for all: tensors whole, on its CPU; all ranks must ask for it."""
+    return _mapped(state, collect, EveryRank.collect)
 
 
 def load_state(thing: Stateful, state: dict[str, Any]) -> None:
@@ -64,16 +66,20 @@ def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach() if is_sharded(tensor) else tensor.detach().cpu()
 
 
-def _mapped(state: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return a nested state with a function applied to each of its tensors, and everything else copied."""
+def _mapped(
+    state: Any, function: Callable[[torch.Tensor], torch.Tensor], generators: Callable[[RngState], Any] = lambda s: s
+) -> Any:
+    """Return a nested state with functions applied to its tensors and generators' states, all else copied."""
     if isinstance(state, torch.Tensor):
         return function(state)
+    if isinstance(state, RngState):
+        return generators(state)
     if isinstance(state, np.ndarray):
         return state.copy()
     if isinstance(state, Mapping):
-        return {key: _mapped(value, function) for key, value in state.items()}
+        return {key: _mapped(value, function, generators) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        values = [_mapped(value, function) for value in state]
+        values = [_mapped(value, function, generators) for value in state]
         return tuple(values) if isinstance(state, tuple) else values
     return state
 
@@ -107,6 +113,11 @@ def flattened(state: Any, path: str, tensors: Tensors) -> Any:
         return ["b", state.hex()]
     if isinstance(state, torch.dtype):
         return ["y", str(state).removeprefix("torch.")]
+    if isinstance(state, RngState):
+        state = EveryRank((state,))
+    if isinstance(state, EveryRank):
+        parts = [flattened(one.to_tensors(), f"{path}.{index}", tensors) for index, one in enumerate(state.states)]
+        return ["r", parts]
     if isinstance(state, Mapping):
         return ["d", [[_key(key, path), flattened(value, f"{path}.{key}", tensors)] for key, value in state.items()]]
     if isinstance(state, list | tuple):
@@ -136,6 +147,8 @@ def unflattened(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
             return bytes.fromhex(content[0])
         case "y":
             return getattr(torch, content[0])
+        case "r":
+            return EveryRank(tuple(RngState.from_tensors(unflattened(one, tensors)) for one in content[0])).mine
         case "d":
             return {key: unflattened(value, tensors) for key, value in content[0]}
         case "u":

@@ -37,12 +37,12 @@ class Position:
             return {}
         loops = _standing(self._trainer.fit_loop.state_dict(), self._trainer.current_epoch, self._batch, self._batches)
         state = {"round": self._index, "batch": self._batch, "loops": loops}
-        state["epoch_start"] = self._epoch_start.to_tensors()
+        state["epoch_start"] = self._epoch_start
         if self._saving:
-            state["now"] = RngState.capture().to_tensors()
+            state["now"] = RngState.capture()
             state["metrics"] = dict(self._trainer.callback_metrics)
             if self._before_fetch is not None and self._batch:
-                state["before_fetch"] = self._before_fetch.to_tensors()
+                state["before_fetch"] = self._before_fetch
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -72,10 +72,8 @@ class Position:
         loop.load_state_dict(self._given["loops"])
         self._batch = self._given["batch"]
         self._batches = loop.epoch_loop.batch_progress.total.ready
-        self._epoch_start = RngState.from_tensors(self._given["epoch_start"])
-        self._before_fetch = RngState.capture()  # unless the position knows better, as the rewinding left them
-        if "before_fetch" in self._given:
-            self._before_fetch = RngState.from_tensors(self._given["before_fetch"])
+        self._epoch_start = self._given["epoch_start"]
+        self._before_fetch = self._given.get("before_fetch") or RngState.capture()  # as the rewinding left them
         if self._batch == 0:
             loop.epoch_loop.restarting = False  # this epoch begins; there is nothing in it to go on from
         return True
@@ -110,7 +108,7 @@ class Position:
     def begin_batch(self) -> None:
         """Put the generators forward to where the first batch of a resumed fit is trained with them."""
         if "now" in self._given:
-            RngState.from_tensors(self._given["now"]).restore()
+            self._given["now"].restore()
         if self._given:
             # Otherwise Lightning, which does not know this epoch's metrics, would leave its plateau schedulers alone.
             self._trainer.fit_loop._restarting = False

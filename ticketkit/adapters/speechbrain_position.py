@@ -42,10 +42,10 @@ class Position:
         if self._epoch_start is None:
             return {}
         state = {"round": self._round.index, "epoch": self._epoch, **self._counters}
-        state["epoch_start"] = self._epoch_start.to_tensors()
+        state["epoch_start"] = self._epoch_start
         state["counter"] = _saved(self.counter)
         if self._saving:
-            state["now"] = RngState.capture().to_tensors()
+            state["now"] = RngState.capture()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ class Position:
             setattr(self._brain, name, self._given[name])
         if self._given["counter"] is not None:
             _load(self.counter, self._given["counter"], end_of_epoch=False)
-        self._given.setdefault("now", RngState.capture().to_tensors())
+        self._given.setdefault("now", RngState.capture())
 
     def epochs(self, counter: Iterable[int]) -> Iterator[int]:
         """Yield the epochs that are not done yet."""
@@ -79,7 +79,7 @@ class Position:
         """Yield the batches of an epoch that are left, and save the round between two of them when it is time."""
         given, self._given = self._given, {}
         if given:
-            RngState.from_tensors(given["epoch_start"]).restore()
+            given["epoch_start"].restore()
         self._epoch_start = RngState.capture()
         self._note()
         if not given and self._every is None and self._brain.optimizer_step:
@@ -88,7 +88,7 @@ class Position:
         if given and given["step"]:
             for _ in range(given["step"]):
                 next(batches)
-            RngState.from_tensors(given["now"]).restore()
+            given["now"].restore()
         self._saved_at = self._brain.step
         while True:
             if self._brain.step % self._brain.grad_accumulation_factor == 0:

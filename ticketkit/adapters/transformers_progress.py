@@ -10,8 +10,6 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers.trainer_callback import TrainerState
 
-from ticketkit.distributed import everyones, rank
-from ticketkit.errors import ConfigError
 from ticketkit.rng import RngState
 
 
@@ -30,21 +28,15 @@ class Progress:
         self.step = RngState.capture()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was noted, with the generators of every rank."""
+        """Return what was noted."""
         text = json.dumps({**self.values, "log_history": self.values["log_history"][: self.logged]})
-        generators = everyones({"epoch": self.epoch.to_tensors(), "step": self.step.to_tensors()})
-        return {"state": text, "generators": generators}
+        return {"state": text, "epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; the generators themselves stay until they are restored."""
-        everyone = state_dict["generators"]
-        if rank() >= len(everyone):
-            raise ConfigError(
-                f"the round was saved by {len(everyone)} processes, and this is number {rank() + 1}; go on with as many"
-            )
         self.values = json.loads(state_dict["state"])
         self.logged = len(self.values["log_history"])
-        self.epoch, self.step = (RngState.from_tensors(everyone[rank()][when]) for when in ("epoch", "step"))
+        self.epoch, self.step = state_dict["epoch"], state_dict["step"]
 
 
 def next_step(progress: Mapping[str, Any]) -> int:
