@@ -64,11 +64,11 @@ class Facts:
         self.told.append(stats_meta)
 
 
-def network() -> nn.Module:
+def network(norm: type[nn.Module] = nn.BatchNorm1d) -> nn.Module:
     torch.manual_seed(3)
     np.random.seed(3)
     random.seed(3)
-    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+    return nn.Sequential(nn.Linear(6, 16), norm(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
 
 
 def loaders() -> list[DataLoader[Any]]:
@@ -232,10 +232,12 @@ def test_losses_of_the_stages_are_the_rounds_metrics() -> None:
 
 
 KILLED = """
-import os, signal, sys, torch._dynamo
+import os, signal, socket, sys, torch._dynamo
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.adapters.test_speechbrain import *
+import torch.distributed as dist
+from torch.utils.data import DistributedSampler
 
 class Killed(Classifier):
     kill = None
@@ -243,38 +245,71 @@ class Killed(Classifier):
         if self.kill == len(self.seen):
             os.kill(os.getpid(), signal.SIGKILL)
 
-def run(folder, every, accumulate, rewind, kill):
-    net = network()
+def run(folder, every, accumulate, rewind, kill, train_set=None, **options):
+    together = dist.is_initialized()
+    net = network(nn.LayerNorm if together else nn.BatchNorm1d)  # SpeechBrain makes it a SyncBatchNorm, for GPUs only
+    torch.manual_seed(dist.get_rank() if together else 0)  # dropout differs between ranks
+    train, dev = loaders()
     imp = IMP(net, rate=0.5, rounds=1, rewind=rewind, plugins=Plugins(), run_dir=folder / "run")
     for current in imp:
         counter = EpochCounter(2)
-        made = brain(net, folder / f"brain{current.index}", counter, grad_accumulation_factor=accumulate)
+        made = brain(net, folder / f"brain{current.index}", counter, grad_accumulation_factor=accumulate, **options)
+        made.mask = current.mask
         made.__class__ = Killed
         made.kill = kill[1] if kill and kill[0] == current.index else None
         with in_round(made, current, every=every):
-            made.fit(counter, *loaders())
+            made.fit(counter, train_set or train, dev)
     for ticket in imp.tickets:
         ticket.save(folder / f"{ticket.facts.round}.ticket")
 
-def child(*arguments):
+def rank(number, port, *arguments):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+    dist.init_process_group("gloo")
+    data = loaders()[0].dataset
+    own = DataLoader(data, batch_size=4, sampler=DistributedSampler(data))
+    net, counter = network(nn.LayerNorm), EpochCounter(1)
+    mask, made = half(net), brain(net, arguments[0] / "held", counter, distributed_backend="gloo")
+    made.mask = mask
+    with held(made, mask, part="net"):
+        made.fit(counter, own, own)
+    assert Ticket.load(next((arguments[0] / "held").rglob("ticketkit.ckpt"))).mask == mask
+    run(*arguments, train_set=own, distributed_backend="gloo")
+
+def forked(job, *arguments):
     pid = os.fork()
     if pid == 0:
         try:
-            run(*arguments)
+            job(*arguments)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
-    return os.waitpid(pid, 0)[1]
+    return pid
+
+def alone(*arguments):
+    return os.waitpid(forked(run, *arguments), 0)[1]
+
+def together(*arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    pids = [forked(rank, number, port, *arguments) for number in range(2)]
+    first, second = [os.waitpid(pid, 0)[1] for pid in pids]
+    return first or second
 
 torch.set_num_threads(1)
-cases = {"epochs": (None, 1, "init", [(0, 12)]), "batches": (2, 2, "step:1", [(0, 7), (1, 9)])}
-for name, (*settings, kills) in cases.items():
+cases = {
+    "epochs": (alone, None, 1, "init", [(0, 12)]),
+    "batches": (alone, 2, 2, "step:1", [(0, 7), (1, 9)]),
+    "together": (together, 2, 1, "step:3", [(0, 6), (1, 3)]),
+}
+for name, (way, *settings, kills) in cases.items():
     folder = Path(sys.argv[2]) / name
-    assert child(folder / "whole", *settings, None) == 0
+    assert way(folder / "whole", *settings, None) == 0
     for kill in kills:
-        assert child(folder / "killed", *settings, kill) == signal.SIGKILL, kill
-    assert child(folder / "killed", *settings, None) == 0
+        assert way(folder / "killed", *settings, kill) == signal.SIGKILL, kill
+    assert way(folder / "killed", *settings, None) == 0
     for index in range(2):
         whole, killed = [(folder / way / f"{index}.ticket").read_bytes() for way in ("whole", "killed")]
         print(name, index, whole == killed, flush=True)
@@ -286,8 +321,9 @@ def test_a_round_that_is_killed_goes_on_to_the_same_tickets(tmp_path: Path) -> N
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    printed = [line for line in done.stdout.splitlines() if line.startswith(("epochs", "batches"))]
-    assert printed == [f"{name} {index} True" for name in ("epochs", "batches") for index in range(2)]
+    names = ("epochs", "batches", "together")
+    printed = [line for line in done.stdout.splitlines() if line.startswith(names)]
+    assert printed == [f"{name} {index} True" for name in names for index in range(2)]
 
 
 # The examples of docs/adapters.md

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from ticketkit.adapters.holding import Holding, MaskSource, refuse_other_mask
 from ticketkit.adapters.speechbrain_position import Position, Recoverables
+from ticketkit.distributed import rank
 from ticketkit.errors import ConfigError, ScopeError
 from ticketkit.mask import Mask
 from ticketkit.names import named_parameters, unwrap
@@ -130,7 +131,8 @@ def _save_with_checkpoints(brain: Brain, mask: Mask) -> None:
         return
 
     def save(held: Mask, path: Path) -> None:
-        Ticket(held).save(path)
+        if rank() == 0:
+            Ticket(held).save(path)
 
     def load(held: Mask, path: Path, end_of_epoch: bool) -> None:
         refuse_other_mask(Ticket.load(path).mask, held)

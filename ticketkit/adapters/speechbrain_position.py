@@ -16,6 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from ticketkit.distributed import once
 from ticketkit.rng import RngState
 from ticketkit.round import Round
 
@@ -152,7 +153,7 @@ class Recoverables:
 
 
 def _saved(thing: Any, hook: Any = None) -> Any:
-    """Return the bytes that SpeechBrain would write of an object, as an array; None if it has no hook for it."""
+    """Return the bytes that SpeechBrain would write of an object, on rank 0; None if it has no hook for it."""
     from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
 
     hook = hook or get_default_hook(thing, DEFAULT_SAVE_HOOKS)
@@ -160,8 +161,8 @@ def _saved(thing: Any, hook: Any = None) -> Any:
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "saved.ckpt"
-        hook(thing, path)
-        return np.frombuffer(path.read_bytes(), np.uint8)
+        hook(thing, path)  # on every rank, since some ask all; what they write may be on rank 0 alone
+        return np.frombuffer(once(path.read_bytes), np.uint8)
 
 
 def _load(thing: Any, content: Any, *, end_of_epoch: bool, hook: Any = None) -> None:
