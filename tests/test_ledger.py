@@ -145,7 +145,9 @@ def test_one_directory_serves_one_user_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_another_process_is_refused_and_its_death_frees_the_directory(tmp_path: Path) -> None:
+def test_another_process_is_refused_and_its_death_frees_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = (
         "import sys, time; from pathlib import Path; from ticketkit.ledger import Ledger\n"
         "with Ledger(Path(sys.argv[1])).locked():\n"
@@ -154,7 +156,11 @@ def test_another_process_is_refused_and_its_death_frees_the_directory(tmp_path: 
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout.readline() == "locked\n"
-            with pytest.raises(StorageError, match="another process is working in"), Ledger(tmp_path).locked():
+            with pytest.raises(StorageError, match=r"wait for it or choose another$"), Ledger(tmp_path).locked():
+                pass
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            joins = pytest.raises(StorageError, match=r"WORLD_SIZE=2 says .* init_process_group\(\) before IMP$")
+            with joins, Ledger(tmp_path).locked():
                 pass
         finally:
             holder.kill()
