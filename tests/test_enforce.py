@@ -565,13 +565,13 @@ def test_steps_are_counted_once_however_many_optimizers_share_the_scope() -> Non
     net = TINY_NETS["mlp"]
     model, inputs, seen = net.build(), net.inputs(), []
     with enforced(model, half(model)) as enforcement:
-        enforcement.on_step = seen.append
+        enforcement.on_step = lambda together: seen.append((enforcement.steps, together))
         enforcement.continue_from(5)
-        optimizers = [SGD([p], lr=0.1) for p in model.parameters()]
+        optimizers = [SGD([p], lr=0.1) for p in [*model.parameters()][::2]]
         for _ in range(2):
             for optimizer in optimizers:
                 step(model, optimizer, inputs)
-    assert seen == [6, 7]
+    assert seen == [(6, True), (6, True), (7, False), (7, True)]
 
 
 def test_a_stale_lbfgs_history_moves_no_pruned_weight_even_inside_a_step() -> None:

@@ -89,11 +89,11 @@ class Enforcement:
         self.steps = 0
         self.foreign_steps = 0
         self._first_step = 0
-        self.on_step: Callable[[int], object] | None = None
-        """Called when a step over the scope is complete, with its number: when every optimizer has taken it, except
-        those that fell behind by more than one."""
-        self.before_step: Callable[[], object] | None = None
-        """Called before every step over the scope."""
+        self.on_step: Callable[[bool], object] | None = None
+        """Called after every step of any optimizer, once one has stepped over the scope; is told whether that makes all
+        that do so have taken as many."""
+        self.before_step: Callable[[bool], object] | None = None
+        """Called before every step of any optimizer; is told whether it is the first to take a step over the scope."""
 
     def apply(self) -> None:
         """Set every pruned weight to zero now, also in averaged models; a second call changes nothing."""
@@ -132,6 +132,11 @@ class Enforcement:
                 f"the optimizer holds {len(held)} tensors, but not these parameters in scope: {', '.join(missing)}; "
                 "build it from this model's parameters, after the model was copied, wrapped or moved"
             )
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one optimizer has stepped."""
+        return len(self._steps) > 1 or bool(self.foreign_steps)
 
     def continue_from(self, steps: int) -> None:
         """Count on from a number of steps that were taken before, in a round that is resumed."""
@@ -174,13 +179,13 @@ class Enforcement:
         return revived
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self.before_step is not None and any(id(p) in self._scope for p in _parameters_of(optimizer)):
-            self.before_step()
+        parameters = _parameters_of(optimizer)
+        in_scope = [parameter for parameter in parameters if id(parameter) in self._scope]
+        if self.before_step is not None:
+            self.before_step(bool(in_scope) and self._steps.get(optimizer, self._first_step) == self.steps)
         if optimizer in self._met:
             return
         self._met.add(optimizer)
-        parameters = _parameters_of(optimizer)
-        in_scope = [parameter for parameter in parameters if id(parameter) in self._scope]
         if not in_scope:
             self._refuse_stale_copy(parameters)
         for parameter in in_scope:
@@ -213,16 +218,18 @@ class Enforcement:
         ours = [p for p in _parameters_of(optimizer) if id(p) in self._scope]
         if not ours:
             self.foreign_steps += 1
+            self._tell(together=False)
             return
         for parameter in ours:
             if keep := self._keep.get(self._scope[id(parameter)]):
                 keep.clear_pruned(parameter)
         self._steps[optimizer] = self._steps.get(optimizer, self._first_step) + 1
-        most = max(self._steps.values())
-        if most > self.steps and most - 1 not in self._steps.values():
-            self.steps = most
-            if self.on_step is not None:
-                self.on_step(self.steps)
+        self.steps = max(self._steps.values())
+        self._tell(together=len(set(self._steps.values())) == 1)
+
+    def _tell(self, *, together: bool) -> None:
+        if self.on_step is not None and self._steps:
+            self.on_step(together)
 
     def _refuse_stale_copy(self, parameters: Sequence[torch.Tensor]) -> None:
         ours = any(group[0].grad is not None for group in self._all_parameters.values())

@@ -137,10 +137,10 @@ class IMP:
                 started = time.monotonic()
                 with enforced(self.model, self._masks[index], lean=self._lean) as enforcement:
                     current = self._round(index, start, enforcement)
-                    self._rewinder.watch(current, enforcement)
-                    self._emit("round_start", round=current)
-                    yield current
-                    enforcement.check_trained()
+                    with self._rewinder.watching(current, enforcement):
+                        self._emit("round_start", round=current)
+                        yield current
+                        enforcement.check_trained()
                 self._finish(current, enforcement, time.monotonic() - started)
             self._emit("run_end", records=tuple(self._records))
 

@@ -1,11 +1,13 @@
 """Puts the model where each round of a run starts, and remembers what later rounds go back to."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from ticketkit.capture import StepCapture
 from ticketkit.enforce import Enforcement
 from ticketkit.errors import ConfigError, StorageError
 from ticketkit.ledger import INIT, REWIND, Ledger
@@ -45,7 +47,7 @@ class Rewinder:
         self._last: Snapshot | None = None
         self._flags: dict[nn.Module, bool] = {}
         self._trainable: dict[nn.Parameter, bool] = {}
-        self._unsettled: Mapping[str, Stateful] | None = None
+        self._capture: StepCapture | None = None
         if self._reinitialises:
             self._check_reinitialisable()
 
@@ -99,31 +101,45 @@ class Rewinder:
         training = {**(carried.training if carried else {}), **went_back}
         return Start((self._capture_step or 0) if self.policy.rewinds("weights") else 0, training, checkpoint)
 
-    def watch(self, current: Round, enforcement: Enforcement) -> None:
-        """In the first round, capture the network at the optimizer step that later rounds go back to.
+    @contextmanager
+    def watching(self, current: Round, enforcement: Enforcement) -> Iterator[None]:
+        """In the first round, capture the network at the optimizer step that later rounds go back to."""
+        if current.index == 0:
+            self._watch(current, enforcement)
+        try:
+            yield
+            self.settle()
+        finally:
+            if self._capture is not None:
+                self._capture.drop()
+                self._capture = None
 
-        The network and the generators are captured when the step is taken; what the loop tracks, when the next step
-        begins: a scheduler, a scaler and an average are updated in between.
-        """
-        if current.index:
-            return
-
-        def after(step: int) -> None:
-            if step == 1:
+    def _watch(self, current: Round, enforcement: Enforcement) -> None:
+        def after(together: bool) -> None:
+            if enforcement.steps == 1:
                 self.policy.check_parts(current.tracked or ())
-            if step == self._capture_step and self._captured is None:
-                self._captured = Snapshot.capture(self.model)
-                self._unsettled = current.tracked or {}
+            if self._capture is not None:
+                self._capture.after_step(together=together)
+            elif enforcement.steps == self._capture_step and self._captured is None:
+                alone = enforcement.steps > 1 and not enforcement.several
+                self._capture = StepCapture(self.model, current.tracked or {}, alone=alone)
+
+        def before(begins: bool) -> None:
+            if begins:
+                self._end_capture(begins=True)
+            elif self._capture is not None:
+                self._capture.before_step()
 
         enforcement.on_step = after
-        enforcement.before_step = self.settle
+        enforcement.before_step = before
 
     def settle(self) -> None:
-        """Complete a capture with the states of tracked objects, which belong to the step that was taken last."""
-        if self._unsettled is not None and self._captured is not None:
-            for name, thing in self._unsettled.items():
-                self._captured = self._captured.with_training(name, thing)
-            self._captured, self._unsettled = self._kept(self._captured, REWIND), None
+        """Keep what was captured, since the loop says that it is between two steps."""
+        self._end_capture(begins=False)
+
+    def _end_capture(self, *, begins: bool) -> None:
+        if self._capture is not None:
+            self._captured, self._capture = self._kept(self._capture.end(begins=begins), REWIND), None
 
     def track(self, name: str, thing: Stateful) -> None:
         """Note what the loop of the first round tracks, as it is before that round; in a second try, put it back."""
@@ -137,7 +153,6 @@ class Rewinder:
     def finish(self, current: Round, enforcement: Enforcement) -> Snapshot | None:
         """Return the network at the end of a round if anything needs it; raise if the round never got to step k."""
         tracked = current.tracked or {}
-        self.settle()
         if current.index == 0:
             self.policy.check_parts(tracked)
             if self._capture_step is not None and self._captured is None:
@@ -169,7 +184,7 @@ class Rewinder:
     def _begin_first(self, checkpoint: Snapshot | None) -> None:
         """Put the model to its first state; what an earlier try captured counts only if this one goes on from it."""
         if checkpoint is None:
-            self._captured = self._unsettled = None
+            self._captured = None
         if self._initial is not None:
             self._initial.restore(self.model)
             return

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ticketkit import ExportedTicket, Plugins, TrainedTicket
     from ticketkit_asr.backbones.bundle import SpeechBundle
     from ticketkit_asr.corpora.corpus import SpeechCorpus
-    from ticketkit_asr.decoding import Decoder
-    from ticketkit_asr.scoring import Scored
+    from ticketkit_asr.decoding.decoder import Decoder
+    from ticketkit_asr.decoding.scoring import Scored
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Corpora, labels, and speech to text.")
 console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -77,7 +77,7 @@ def bpe(
     settings: Settings = [],  # noqa: B006
 ) -> None:
     """Learn pieces of words (byte-pair encoding) from the train texts of a corpus."""
-    from ticketkit_asr.bpe import learn_pieces, save_pieces
+    from ticketkit_asr.text.bpe import learn_pieces, save_pieces
 
     texts = [utterance.text for utterance in _opened(_plugins(), _chosen(corpus, root, settings)).split("train")]
     pieces = learn_pieces(texts, size=size)
@@ -102,8 +102,8 @@ def transcribe(
     A file that cannot be used does not stop the others: all such are named at the end.
     """
     from ticketkit import DataError
+    from ticketkit_asr.decoding.recognition import transcribe_file
     from ticketkit_asr.errors import BadAudioError
-    from ticketkit_asr.recognition import transcribe_file
 
     bundle, decode = _speech(_trained(_plugins(), ticket)), _decoder(beam, lm, words, lm_weight, word_score)
     faults: list[str] = []
@@ -133,8 +133,8 @@ def evaluate(
     to: Annotated[Path | None, typer.Option(help="a file for one JSON line an utterance")] = None,
 ) -> None:
     """Measure WER and CER of a ticket's trained network on a split, with edits and a bootstrap interval."""
-    from ticketkit_asr.evaluation import evaluate_split
-    from ticketkit_asr.scoring import summarise
+    from ticketkit_asr.decoding.evaluation import evaluate_split
+    from ticketkit_asr.decoding.scoring import summarise
     from ticketkit_asr.storage import replacing
 
     plugins = _plugins()
@@ -166,7 +166,7 @@ def tune(
     beam: Annotated[int, typer.Option(min=1, help="hypotheses of the beam search")] = 100,
 ) -> None:
     """Find the weights of a language model that give the lowest WER on dev; test is never read."""
-    from ticketkit_asr.language_model import LmDecoder, tune
+    from ticketkit_asr.decoding.language_model import LmDecoder, tune
 
     plugins = _plugins()
     trained = _trained(plugins, ticket)
@@ -182,8 +182,8 @@ def _decoder(
     beam: int | None, lm: Path | None, words: Path | None, lm_weight: float | None, word_score: float | None
 ) -> "Decoder":
     from ticketkit import ConfigError
-    from ticketkit_asr.decoding import decoder
-    from ticketkit_asr.language_model import LmDecoder, LmWeights
+    from ticketkit_asr.decoding.decoder import decoder
+    from ticketkit_asr.decoding.language_model import LmDecoder, LmWeights
 
     weights = {"--lm-weight": lm_weight, "--word-score": word_score}
     if odd := [f"{name} {value:g}" for name, value in weights.items() if value is not None and not isfinite(value)]:

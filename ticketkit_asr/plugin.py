@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ticketkit_asr.backbones.rnnt_options import RnntOptions
     from ticketkit_asr.backbones.transformer_options import ConformerOptions, TransformerOptions
     from ticketkit_asr.corpora.corpus import SpeechCorpus
-    from ticketkit_asr.trainer import SpeechTrainer
-    from ticketkit_asr.trainer_options import TrainerOptions
+    from ticketkit_asr.training.options import TrainerOptions
+    from ticketkit_asr.training.trainer import SpeechTrainer
 
 Register = Callable[..., None]
 
@@ -55,7 +55,7 @@ def ticketkit_register_corpora(register: Register) -> None:
 @hookimpl
 def ticketkit_register_trainers(register: Register) -> None:
     """Register the trainer."""
-    from ticketkit_asr.trainer_options import TrainerOptions
+    from ticketkit_asr.training.options import TrainerOptions
 
     register("asr", asr, options=TrainerOptions)
 
@@ -98,6 +98,6 @@ def transformer(*, options: "TransformerOptions") -> "SpeechBundle":
 
 def asr(bundle: "SpeechBundle", corpus: "SpeechCorpus", *, seed: int, options: "TrainerOptions") -> "SpeechTrainer":
     """Training of any recogniser, epochs chosen on dev; goes on in the middle of a round."""
-    from ticketkit_asr.trainer import SpeechTrainer
+    from ticketkit_asr.training.trainer import SpeechTrainer
 
     return SpeechTrainer(bundle, corpus, seed=seed, options=options)

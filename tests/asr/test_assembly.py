@@ -5,11 +5,11 @@ import torch
 from pydantic import ValidationError
 
 from ticketkit import DataError
-from ticketkit_asr.audio import resample
 from ticketkit_asr.corpora.assembly import Listing, assemble
 from ticketkit_asr.corpora.file_options import FileCorpusOptions
 from ticketkit_asr.corpora.manifest import Line
-from ticketkit_asr.text_rules import TextRules
+from ticketkit_asr.sound.audio import resample
+from ticketkit_asr.text.rules import TextRules
 
 RATE = 16_000
 

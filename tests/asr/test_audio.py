@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ticketkit import DataError
-from ticketkit_asr.audio import _ratio, _resampler, from_pcm, read_all, read_audio, resample, split_pcm
 from ticketkit_asr.errors import BadAudioError
+from ticketkit_asr.sound.audio import _ratio, _resampler, from_pcm, read_all, read_audio, resample, split_pcm
 
 
 def test_samples_survive_the_file(tmp_path, tones):

@@ -1,7 +1,7 @@
 import torch
 
-from ticketkit_asr.augment import spec_augment
-from ticketkit_asr.trainer_options import SpecAugmentOptions
+from ticketkit_asr.features.augment import spec_augment
+from ticketkit_asr.training.options import SpecAugmentOptions
 
 
 def masked(seed: int, options: SpecAugmentOptions) -> torch.Tensor:

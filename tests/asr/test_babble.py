@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ticketkit import DataError
-from ticketkit_asr.babble import talkers_of
 from ticketkit_asr.corpora.corpus import InMemory, Utterance
-from ticketkit_asr.noise import power
-from ticketkit_asr.noise_options import BabbleOptions
+from ticketkit_asr.sound.babble import talkers_of
+from ticketkit_asr.sound.noise import power
+from ticketkit_asr.sound.options import BabbleOptions
 
 RATE = 8_000
 SPEAKERS = ("ann", "bob", "cy", "di")

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketkit_asr.batching import evaluation_batches, steps, training_batches
+from ticketkit_asr.training.batching import evaluation_batches, steps, training_batches
 
 lengths = st.lists(st.integers(1, 2000), max_size=200)
 sizes = st.integers(1, 40)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from ticketkit import DataError
 from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
 from ticketkit_asr.backbones.options import LabelOptions
-from ticketkit_asr.bpe import learn_pieces, load_pieces, save_pieces
-from ticketkit_asr.text import ENGLISH, Characters, normalise
+from ticketkit_asr.text.alphabet import ENGLISH, Characters, normalise
+from ticketkit_asr.text.bpe import learn_pieces, load_pieces, save_pieces
 
 WORDS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "DON'T"]
 TEXTS = [" ".join(random.Random(i).choices(WORDS, k=4)) for i in range(200)]

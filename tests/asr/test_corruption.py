@@ -12,9 +12,9 @@ import torch
 
 from ticketkit import ConfigError, DataError
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
-from ticketkit_asr.corruption import Corruption, corrupted, open_corruption
-from ticketkit_asr.noise import active_power, power
-from ticketkit_asr.noise_options import CorruptionOptions
+from ticketkit_asr.sound.corruption import Corruption, corrupted, open_corruption
+from ticketkit_asr.sound.noise import active_power, power
+from ticketkit_asr.sound.options import CorruptionOptions
 
 RATE = 8_000
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketkit_asr.ctc import Ctc, greedy, needed_frames
-from ticketkit_asr.ctc_beam import prefix_beam
+from ticketkit_asr.objectives.ctc import Ctc, greedy, needed_frames
+from ticketkit_asr.objectives.ctc_beam import prefix_beam
 
 paths = st.lists(st.integers(0, 3), max_size=12)
 

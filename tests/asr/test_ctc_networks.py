@@ -20,8 +20,8 @@ from ticketkit_asr.backbones.options import CnnLstmOptions
 from ticketkit_asr.backbones.transformer import build_transformer
 from ticketkit_asr.backbones.transformer_options import ConformerOptions, TransformerOptions
 from ticketkit_asr.corpora.corpus import SpeechCorpus
-from ticketkit_asr.trainer import SpeechTrainer
-from ticketkit_asr.trainer_options import TrainerOptions
+from ticketkit_asr.training.options import TrainerOptions
+from ticketkit_asr.training.trainer import SpeechTrainer
 
 BINS = 8
 FRONT: dict[str, Any] = {

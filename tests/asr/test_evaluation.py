@@ -6,7 +6,7 @@ import pytest
 from ticketkit import DataError
 from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
-from ticketkit_asr.evaluation import evaluate_split
+from ticketkit_asr.decoding.evaluation import evaluate_split
 
 
 def test_an_utterance_too_short_to_be_heard_is_named(tiny):

@@ -12,10 +12,11 @@ from ticketkit import DataError
 from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
 from ticketkit_asr.corpora.stretch import Stretch
-from ticketkit_asr.examples import Example, Fault, collate, learn_statistics, open_examples
-from ticketkit_asr.loading import Loader, Waiting, packed, unpacked
-from ticketkit_asr.noise_options import BabbleOptions, CorruptionOptions, SpeedOptions
-from ticketkit_asr.trainer_options import SpecAugmentOptions, TrainerOptions
+from ticketkit_asr.features.hearing import collate
+from ticketkit_asr.sound.options import BabbleOptions, CorruptionOptions, SpeedOptions
+from ticketkit_asr.training.examples import Example, Fault, learn_statistics, open_examples
+from ticketkit_asr.training.loading import Loader, Waiting, packed, unpacked
+from ticketkit_asr.training.options import SpecAugmentOptions, TrainerOptions
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import soundfile
 import torch
 
 from ticketkit import ConfigError, DataError
-from ticketkit_asr.audio import resample
 from ticketkit_asr.backbones.options import FeatureOptions
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
-from ticketkit_asr.corruption import corrupted, open_corruption
-from ticketkit_asr.feature_cache import CachedFeatures, cached_features
-from ticketkit_asr.features import FeatureExtractor, measured
-from ticketkit_asr.noise_options import CorruptionOptions
+from ticketkit_asr.features.cache import CachedFeatures, cached_features
+from ticketkit_asr.features.extraction import FeatureExtractor, measured
+from ticketkit_asr.sound.audio import resample
+from ticketkit_asr.sound.corruption import corrupted, open_corruption
+from ticketkit_asr.sound.options import CorruptionOptions
 
 RATE = 8_000
 MEL = FeatureExtractor(FeatureOptions(kind="log_mel", mels=12), RATE)
@@ -177,8 +177,8 @@ from pathlib import Path
 import numpy as np
 from ticketkit_asr.backbones.options import FeatureOptions
 from ticketkit_asr.corpora.corpus import Utterance
-from ticketkit_asr.feature_cache import cached_features
-from ticketkit_asr.features import FeatureExtractor
+from ticketkit_asr.features.cache import cached_features
+from ticketkit_asr.features.extraction import FeatureExtractor
 
 folder = Path(sys.argv[1])
 started = multiprocessing.get_context("fork").Process  # of a process that has no threads yet

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from ticketkit_asr.feature_file import FeatureFile, FeatureForm, read_features, write_features
-from ticketkit_asr.features import FeatureStatistics
+from ticketkit_asr.features.extraction import FeatureStatistics
+from ticketkit_asr.features.file import FeatureFile, FeatureForm, read_features, write_features
 from ticketkit_asr.storage import DAMAGED
 
 BINS = 3

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketkit import ConfigError, DataError
-from ticketkit_asr.audio import resample
 from ticketkit_asr.backbones.options import FeatureOptions
-from ticketkit_asr.features import (
+from ticketkit_asr.features.extraction import (
     FeatureExtractor,
     FeatureStatistics,
     centred_by_bin,
@@ -19,6 +18,7 @@ from ticketkit_asr.features import (
     measured,
     standardised,
 )
+from ticketkit_asr.sound.audio import resample
 from ticketkit_asr.torchaudio_shim import torchaudio
 
 PAPER = FeatureExtractor(FeatureOptions(), 16_000)

@@ -9,8 +9,8 @@ from ticketkit import ConfigError, DataError
 from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
 from ticketkit_asr.backbones.rnnt import build_rnnt
 from ticketkit_asr.backbones.rnnt_options import RnntOptions
-from ticketkit_asr.language_model import LmDecoder, LmWeights, tokens, tune, words_of
-from ticketkit_asr.text import ENGLISH
+from ticketkit_asr.decoding.language_model import LmDecoder, LmWeights, tokens, tune, words_of
+from ticketkit_asr.text.alphabet import ENGLISH
 
 pytest.importorskip("flashlight.lib.text", reason="decoding with a language model needs: pip install 'ticketkit[lm]'")
 

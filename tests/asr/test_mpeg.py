@@ -4,7 +4,7 @@ import soundfile
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ticketkit_asr.mpeg import facts_of, mpeg_facts
+from ticketkit_asr.sound.mpeg import facts_of, mpeg_facts
 
 
 def encoded(path, *, seconds=0.5, rate=16_000, channels=1):

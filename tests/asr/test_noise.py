@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ticketkit import DataError
 from ticketkit_asr.errors import BadAudioError
-from ticketkit_asr.noise import (
+from ticketkit_asr.sound.folder import open_sounds
+from ticketkit_asr.sound.noise import (
     Noises,
     PassedOver,
     active_power,
@@ -21,8 +22,7 @@ from ticketkit_asr.noise import (
     power,
     stretch_of,
 )
-from ticketkit_asr.noise_options import NoiseOptions
-from ticketkit_asr.sounds import open_sounds
+from ticketkit_asr.sound.options import NoiseOptions
 from ticketkit_asr.torchaudio_shim import torchaudio
 
 RATE = 8_000

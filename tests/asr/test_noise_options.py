@@ -4,11 +4,11 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from ticketkit_asr.noise_options import CorruptionOptions, NoiseOptions, RoomOptions, SpeedOptions
+from ticketkit_asr.sound.options import CorruptionOptions, NoiseOptions, RoomOptions, SpeedOptions
 
 
 def test_options_need_no_torch():
-    program = "import sys, ticketkit_asr.noise_options; print('torch' in sys.modules)"
+    program = "import sys, ticketkit_asr.sound.options; print('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "False"
 

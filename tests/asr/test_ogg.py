@@ -4,7 +4,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketkit_asr.ogg import OggFacts, facts_of, ogg_facts
+from ticketkit_asr.sound.ogg import OggFacts, facts_of, ogg_facts
 
 
 @pytest.fixture(scope="module", params=["VORBIS", "OPUS"])

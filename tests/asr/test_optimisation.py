@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketkit_asr.optimisation import build_optimizer, learning_rate
-from ticketkit_asr.trainer_options import TrainerOptions
+from ticketkit_asr.training.optimisation import build_optimizer, learning_rate
+from ticketkit_asr.training.options import TrainerOptions
 
 
 @pytest.mark.parametrize(

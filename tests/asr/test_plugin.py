@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ticketkit_asr import plugin
-from ticketkit_asr.trainer import SpeechTrainer
+from ticketkit_asr.training.trainer import SpeechTrainer
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from ticketkit_asr.precision import computing_in
+from ticketkit_asr.training.precision import computing_in
 
 TRAIN = """
 import torch
 from torch.backends import mkldnn
-from ticketkit_asr.precision import computing_in
+from ticketkit_asr.training.precision import computing_in
 torch.manual_seed(0)
 lstm, x = torch.nn.LSTM(6, 5), torch.randn(7, 3, 6)
 expected = lstm(x)[0]

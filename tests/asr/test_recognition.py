@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ticketkit import ConfigError
 from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
+from ticketkit_asr.decoding.recognition import Written, longest_pause, transcribe_file, windows
 from ticketkit_asr.errors import BadAudioError
-from ticketkit_asr.recognition import Written, longest_pause, transcribe_file, windows
-from ticketkit_asr.text import Characters
+from ticketkit_asr.text.alphabet import Characters
 
 RATE = 8_000
 

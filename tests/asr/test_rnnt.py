@@ -16,10 +16,10 @@ from ticketkit_asr.backbones.bundle import SpeechBundle
 from ticketkit_asr.backbones.rnnt import Rnnt, build_rnnt, stacked
 from ticketkit_asr.backbones.rnnt_options import RnntOptions
 from ticketkit_asr.corpora.corpus import SpeechCorpus
-from ticketkit_asr.precision import computing_in
-from ticketkit_asr.rnnt_loss import rnnt_loss
-from ticketkit_asr.transducer import Transducer
-from ticketkit_asr.transducer_decode import beam_search, greedy
+from ticketkit_asr.objectives.rnnt_loss import rnnt_loss
+from ticketkit_asr.objectives.transducer import Transducer
+from ticketkit_asr.objectives.transducer_search import beam_search, greedy
+from ticketkit_asr.training.precision import computing_in
 
 FRAMES = torch.tensor([31, 50, 7])
 TARGETS = [torch.tensor([3, 1, 20, 2]), torch.tensor([7]), torch.tensor([], dtype=torch.int64)]

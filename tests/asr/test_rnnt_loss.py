@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ticketkit import DataError
-from ticketkit_asr.rnnt_kernel import kernel_loads, kernel_takes, torchaudio_rnnt_loss
-from ticketkit_asr.rnnt_loss import rnnt_loss
+from ticketkit_asr.objectives.rnnt_kernel import kernel_loads, kernel_takes, torchaudio_rnnt_loss
+from ticketkit_asr.objectives.rnnt_loss import rnnt_loss
 
 INF = float("inf")
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketkit import DataError
-from ticketkit_asr.noise import power
-from ticketkit_asr.noise_options import RoomOptions
-from ticketkit_asr.rooms import Rooms, convolved, reverberated
-from ticketkit_asr.sounds import open_sounds
+from ticketkit_asr.sound.folder import open_sounds
+from ticketkit_asr.sound.noise import power
+from ticketkit_asr.sound.options import RoomOptions
+from ticketkit_asr.sound.rooms import Rooms, convolved, reverberated
 
 RATE = 8_000
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketkit import DataError
-from ticketkit_asr.scoring import bootstrap_interval, error_rates, score, summarise
+from ticketkit_asr.decoding.scoring import bootstrap_interval, error_rates, score, summarise
 
 words = st.lists(st.sampled_from(["a", "bb", "c"]), min_size=1, max_size=6).map(" ".join)
 pairs = st.lists(st.tuples(words, st.one_of(words, st.just(""))), min_size=1, max_size=5)

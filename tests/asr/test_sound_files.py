@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from ticketkit_asr.audio import read_audio
 from ticketkit_asr.errors import BadAudioError
-from ticketkit_asr.sound_files import Fault, FaultyAudioError, SoundFacts, opened, sound_facts
+from ticketkit_asr.sound.audio import read_audio
+from ticketkit_asr.sound.files import Fault, FaultyAudioError, SoundFacts, opened, sound_facts
 
 RATE = 16_000
 FORMATS = {

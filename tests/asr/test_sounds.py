@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketkit import ConfigError, DataError
-from ticketkit_asr.audio import resample
 from ticketkit_asr.errors import BadAudioError
-from ticketkit_asr.noise_options import SoundsOptions
-from ticketkit_asr.sounds import find_sounds, open_sounds, read_stretch, read_whole, types_of
+from ticketkit_asr.sound.audio import resample
+from ticketkit_asr.sound.folder import find_sounds, open_sounds, read_stretch, read_whole, types_of
+from ticketkit_asr.sound.options import SoundsOptions
 
 RATE = 8_000
 

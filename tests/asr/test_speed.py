@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketkit_asr.noise_options import SpeedOptions
-from ticketkit_asr.speed import at_speed, speed_factor
+from ticketkit_asr.sound.options import SpeedOptions
+from ticketkit_asr.sound.speed import at_speed, speed_factor
 from ticketkit_asr.torchaudio_shim import torchaudio
 
 RATE = 8_000

@@ -11,7 +11,7 @@ import ticketkit_asr.plugin
 from ticketkit import Plugins
 from ticketkit.plugins import PluginFacts
 from ticketkit.runtime.preparing import prepared
-from ticketkit_asr.streaming import Stream, stream_of, stride_of
+from ticketkit_asr.decoding.streaming import Stream, stream_of, stride_of
 
 PLUGINS = Plugins()
 PLUGINS.add(ticketkit_asr.plugin, PluginFacts("asr", "ticketkit_asr", "ticketkit", "0"))

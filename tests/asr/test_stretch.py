@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ticketkit_asr.corpora.stretch import SLACK_SECONDS, Stretch
-from ticketkit_asr.sound_files import Fault, FaultyAudioError
+from ticketkit_asr.sound.files import Fault, FaultyAudioError
 
 RATE = 16_000
 SECONDS = 5

@@ -1,6 +1,6 @@
 import pytest
 
-from ticketkit_asr.text import ENGLISH, normalise
+from ticketkit_asr.text.alphabet import ENGLISH, normalise
 
 
 def test_the_paper_alphabet_has_29_labels_with_the_blank_first():

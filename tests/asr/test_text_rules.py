@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ticketkit_asr.text_rules import AS_WRITTEN, TextRules, normalised, removed
+from ticketkit_asr.text.rules import AS_WRITTEN, TextRules, normalised, removed
 
 rules = st.builds(
     TextRules,

@@ -8,8 +8,8 @@ import torch
 from ticketkit_asr.backbones.cnn_lstm import build_cnn_lstm
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
 from ticketkit_asr.errors import TrainingError
-from ticketkit_asr.trainer import SpeechTrainer
-from ticketkit_asr.trainer_options import SpecAugmentOptions, TrainerOptions
+from ticketkit_asr.training.options import SpecAugmentOptions, TrainerOptions
+from ticketkit_asr.training.trainer import SpeechTrainer
 
 FAST = TrainerOptions(epochs=3, batch_size=4, lr=0.01)
 
@@ -137,7 +137,7 @@ def test_weights_held_at_zero_by_hooks_stay_zero(trainer_of):
 def test_features_are_computed_once_for_all_trainings(trainer_of, monkeypatch):
     trainer, _ = trainer_of()
     trainer.train(ignore)
-    monkeypatch.setattr("ticketkit_asr.trainer.open_examples", None)
+    monkeypatch.setattr("ticketkit_asr.training.trainer.open_examples", None)
     trainer.train(ignore)
 
 
@@ -205,7 +205,7 @@ def test_waiting_for_data_is_advised_against_once_and_only_where_it_is_much(
     options = TrainerOptions(epochs=3, batch_size=2, speed={"factors": (1.0, 1.1)})
     trainer, module = trainer_of(options, corpus=corpus)
     module.register_forward_pre_hook(lambda *_: time.sleep(seconds_training))
-    with caplog.at_level(logging.INFO, logger="ticketkit_asr.trainer"):
+    with caplog.at_level(logging.INFO, logger="ticketkit_asr.training.trainer"):
         trainer.train(ignore)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
     assert len([line for line in told if "of the time went into waiting for data" in line]) == 3

@@ -20,8 +20,8 @@ from ticketkit_asr.backbones.transformer import build_transformer
 from ticketkit_asr.backbones.transformer_options import TransformerOptions
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
 from ticketkit_asr.errors import TrainingError
-from ticketkit_asr.trainer import SpeechTrainer
-from ticketkit_asr.trainer_options import SpecAugmentOptions, TrainerOptions
+from ticketkit_asr.training.options import SpecAugmentOptions, TrainerOptions
+from ticketkit_asr.training.trainer import SpeechTrainer
 
 TRANSFORMER = TransformerOptions.model_validate(
     {

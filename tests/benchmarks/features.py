@@ -16,11 +16,11 @@ from figures import NO_WORSE, Figure, Goal, compared, interleaved, skipped, time
 from ticketkit import DataError
 from ticketkit_asr.backbones.options import FeatureOptions
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
-from ticketkit_asr.corruption import corrupted, open_corruption
 from ticketkit_asr.extras import require
-from ticketkit_asr.feature_cache import cached_features
-from ticketkit_asr.features import FeatureExtractor
-from ticketkit_asr.noise_options import CorruptionOptions
+from ticketkit_asr.features.cache import cached_features
+from ticketkit_asr.features.extraction import FeatureExtractor
+from ticketkit_asr.sound.corruption import corrupted, open_corruption
+from ticketkit_asr.sound.options import CorruptionOptions
 from ticketkit_asr.torchaudio_shim import torchaudio
 
 RATE = 16_000

@@ -17,12 +17,12 @@ from figures import Figure, Goal, compared, interleaved, skipped
 from torch.nn.utils.rnn import pad_sequence
 
 from ticketkit import DataError, Mask, Plugins, Scope, enforced
-from ticketkit_asr.batching import training_batches
 from ticketkit_asr.corpora.corpus import InMemory, SpeechCorpus, Utterance
-from ticketkit_asr.loading import Waiting
-from ticketkit_asr.trainer import SpeechTrainer
-from ticketkit_asr.trainer_options import TrainerOptions
-from ticketkit_asr.training import Training
+from ticketkit_asr.training.batching import training_batches
+from ticketkit_asr.training.loading import Waiting
+from ticketkit_asr.training.options import TrainerOptions
+from ticketkit_asr.training.trainer import SpeechTrainer
+from ticketkit_asr.training.training import Training
 
 BACKBONES = ("cnn_lstm", "rnnt", "conformer", "transformer")
 ROUNDS = 61

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from figures import NO_WORSE, Figure, Goal, compared, interleaved, skipped, timed
 
-from ticketkit_asr.rnnt_kernel import kernel_loads, torchaudio_rnnt_loss
-from ticketkit_asr.rnnt_loss import rnnt_loss
+from ticketkit_asr.objectives.rnnt_kernel import kernel_loads, torchaudio_rnnt_loss
+from ticketkit_asr.objectives.rnnt_loss import rnnt_loss
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -20,8 +20,8 @@ import torch
 import yaml
 
 from ticketkit import Plugins
-from ticketkit_asr.trainer import SpeechTrainer
-from ticketkit_asr.trainer_options import TrainerOptions
+from ticketkit_asr.training.options import TrainerOptions
+from ticketkit_asr.training.trainer import SpeechTrainer
 
 TALKERS = 4
 
@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("ticketkit_asr.trainer").setLevel(logging.INFO)
+    logging.getLogger("ticketkit_asr.training.trainer").setLevel(logging.INFO)
     config = yaml.safe_load((files("ticketkit_asr") / "recipes" / f"{arguments.recipe}.yaml").read_text())
     for workers in arguments.workers:
         print(f"{arguments.recipe}, workers {workers}", flush=True)

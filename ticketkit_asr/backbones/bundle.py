@@ -1,77 +1,24 @@
 """A recogniser with all that belongs to it: network, features, alphabet, and what it learns and writes by."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ticketkit import HiddenUnits
 from ticketkit_asr.backbones.units import hidden_units
-from ticketkit_asr.features import FeatureExtractor, FeatureStatistics
-from ticketkit_asr.text import Alphabet
-
-if TYPE_CHECKING:
-    from ticketkit_asr.corpora.corpus import SpeechCorpus
+from ticketkit_asr.corpora.corpus import SpeechCorpus
+from ticketkit_asr.features.extraction import FeatureExtractor, FeatureStatistics
+from ticketkit_asr.features.hearing import Hearing, collate
+from ticketkit_asr.objectives.ctc import CtcNetwork
+from ticketkit_asr.objectives.objective import Emission, Objective
+from ticketkit_asr.text.alphabet import Alphabet
 
 MEAN, DEVIATION = "feature_mean", "feature_deviation"
 """Buffers of a network that hears features centred over the corpus: they are part of it, and travel with it."""
-
-
-@dataclass(frozen=True)
-class Emission:
-    """One label that is written, at one output frame."""
-
-    frame: int
-    label: int
-
-
-class Objective(Protocol):
-    """What a network learns, and how its output is read: CTC (`ticketkit_asr.ctc`) or a transducer."""
-
-    def losses(self, network: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
-        """Return the loss of each utterance, in nats: (batch,).
-
-        `network` is the module or a wrapper around it, `features` (batch, frames, bins), `lengths` (batch,) the frames
-        of each utterance, `targets` its label indices.
-        """
-        ...
-
-    def inputs(self, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return what the network is called with to learn from a batch."""
-        ...
-
-    def evaluated(
-        self, module: Any, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]
-    ) -> tuple[Tensor, list[list[Emission]]]:
-        """Return the losses, and what the module writes, greedily; one pass for both where that is possible."""
-        ...
-
-    def written(self, module: Any, features: Tensor, lengths: Tensor, *, beam: int = 1) -> list[list[Emission]]:
-        """Return what the module writes: greedily, or the best of a beam search."""
-        ...
-
-    def fits(self, target: Sequence[int], frames: int) -> bool:
-        """Say whether an utterance of so many output frames can hold a target at all."""
-        ...
-
-
-class CtcNetwork(nn.Module, ABC):
-    """A network that scores every label at every output frame."""
-
-    @abstractmethod
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores (batch, output frames, labels), before any softmax, and the output frames of each utterance.
-
-        `features` is (batch, frames, bins), `lengths` (batch,) the frames of each; what lies beyond must not matter.
-        """
-
-    @abstractmethod
-    def output_lengths(self, frames: Tensor) -> Tensor:
-        """Return the number of output frames for each number of feature frames."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,13 +96,11 @@ class SpeechBundle:
         labels = torch.randint(1, self.alphabet.size, (batch, max(1, round(3 * seconds))), generator=random)
         return self.objective.inputs(features.to(device), lengths.to(device), list(labels.to(device)))
 
-    def corpus_example(self, corpus: "SpeechCorpus", batch: int) -> tuple[tuple[Tensor, ...], float]:
+    def corpus_example(self, corpus: SpeechCorpus, batch: int) -> tuple[tuple[Tensor, ...], float]:
         """Return inputs of the module, always the same, and how many seconds of sound are in them.
 
         They are utterances of the test split, evenly from the shortest to the longest: of one, the median.
         """
-        from ticketkit_asr.examples import Hearing, collate
-
         split = corpus.split("test")
         order = sorted(range(len(split)), key=lambda i: (split[i].audio.samples, i))
         chosen = [split[order[(2 * place + 1) * len(order) // (2 * batch)]] for place in range(batch)]
@@ -170,7 +115,7 @@ class SpeechBundle:
 
         What is heard is noise, a batch of one.
         """
-        from ticketkit_asr.streaming import stream_of, stride_of
+        from ticketkit_asr.decoding.streaming import stream_of, stride_of
 
         stream = stream_of(self.module)
         if isinstance(stream, str):

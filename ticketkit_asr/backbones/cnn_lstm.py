@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh, pad
 
-from ticketkit_asr.backbones.bundle import CtcNetwork, SpeechBundle
+from ticketkit_asr.backbones.bundle import SpeechBundle
 from ticketkit_asr.backbones.options import CnnLstmOptions, ConvOptions
 from ticketkit_asr.backbones.rank_normalisation import normalised_over_ranks
-from ticketkit_asr.ctc import Ctc
-from ticketkit_asr.features import FeatureExtractor
-from ticketkit_asr.labels import alphabet_of
-from ticketkit_asr.ranks import world
+from ticketkit_asr.features.extraction import FeatureExtractor
+from ticketkit_asr.objectives.ctc import Ctc, CtcNetwork
+from ticketkit_asr.text.labels import alphabet_of
+from ticketkit_asr.training.ranks import world
 
 
 def build_cnn_lstm(*, options: CnnLstmOptions) -> SpeechBundle:

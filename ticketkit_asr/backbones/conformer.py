@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import glu, silu
 
 from ticketkit_asr.backbones.attention import FeedForward, RelativeSelfAttention
-from ticketkit_asr.backbones.bundle import CtcNetwork, SpeechBundle
+from ticketkit_asr.backbones.bundle import SpeechBundle
 from ticketkit_asr.backbones.cnn_lstm import valid_frames
 from ticketkit_asr.backbones.normalisation import batch_normalised
 from ticketkit_asr.backbones.options import ConvOptions
 from ticketkit_asr.backbones.subsampling import ConvSubsampling, shortened
 from ticketkit_asr.backbones.transformer_options import ConformerOptions, StageOptions
-from ticketkit_asr.ctc import Ctc
-from ticketkit_asr.features import FeatureExtractor
-from ticketkit_asr.labels import alphabet_of
+from ticketkit_asr.features.extraction import FeatureExtractor
+from ticketkit_asr.objectives.ctc import Ctc, CtcNetwork
+from ticketkit_asr.text.labels import alphabet_of
 
 _STRIDE = 2
 """Frames that the last block of a stage makes one of."""

@@ -11,10 +11,10 @@ from torch.nn.functional import pad
 from ticketkit_asr.backbones.bundle import SpeechBundle
 from ticketkit_asr.backbones.cnn_lstm import SummedBiLstm, reversal, valid_frames
 from ticketkit_asr.backbones.rnnt_options import RnntOptions
-from ticketkit_asr.features import FeatureExtractor
-from ticketkit_asr.labels import alphabet_of
-from ticketkit_asr.transducer import Transducer
-from ticketkit_asr.transducer_decode import State
+from ticketkit_asr.features.extraction import FeatureExtractor
+from ticketkit_asr.objectives.transducer import Transducer
+from ticketkit_asr.objectives.transducer_search import State
+from ticketkit_asr.text.labels import alphabet_of
 
 
 def build_rnnt(*, options: RnntOptions) -> SpeechBundle:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ticketkit_asr.backbones.attention import FeedForward, SelfAttention, sinusoids
-from ticketkit_asr.backbones.bundle import CtcNetwork, SpeechBundle
+from ticketkit_asr.backbones.bundle import SpeechBundle
 from ticketkit_asr.backbones.cnn_lstm import valid_frames
 from ticketkit_asr.backbones.options import ConvOptions
 from ticketkit_asr.backbones.subsampling import ConvSubsampling, shortened
 from ticketkit_asr.backbones.transformer_options import TransformerOptions
-from ticketkit_asr.ctc import Ctc
-from ticketkit_asr.features import FeatureExtractor
-from ticketkit_asr.labels import alphabet_of
+from ticketkit_asr.features.extraction import FeatureExtractor
+from ticketkit_asr.objectives.ctc import Ctc, CtcNetwork
+from ticketkit_asr.text.labels import alphabet_of
 
 
 def build_transformer(*, options: TransformerOptions) -> SpeechBundle:

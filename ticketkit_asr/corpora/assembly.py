@@ -17,8 +17,8 @@ from ticketkit_asr.corpora.corpus import SpeechCorpus, Utterance
 from ticketkit_asr.corpora.file_options import FileCorpusOptions
 from ticketkit_asr.corpora.manifest import Line
 from ticketkit_asr.corpora.stretch import Channel, Stretch
-from ticketkit_asr.sound_files import Fault, FaultyAudioError, sound_facts
-from ticketkit_asr.text_rules import AS_WRITTEN, normalised, removed
+from ticketkit_asr.sound.files import Fault, FaultyAudioError, sound_facts
+from ticketkit_asr.text.rules import AS_WRITTEN, normalised, removed
 
 _log = logging.getLogger(__name__)
 

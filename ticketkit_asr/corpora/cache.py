@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from ticketkit_asr.audio import Pcm, split_pcm
+from ticketkit_asr.sound.audio import Pcm, split_pcm
 from ticketkit_asr.storage import loaded, replacing
 
 

@@ -16,7 +16,7 @@ from ticketkit_asr.corpora.file_options import FileCorpusOptions, Share
 from ticketkit_asr.corpora.folders import find_folder, text_lines
 from ticketkit_asr.corpora.held_out import by_speaker
 from ticketkit_asr.corpora.manifest import UNKNOWN_SPEAKER, Line
-from ticketkit_asr.text_rules import TextRules
+from ticketkit_asr.text.rules import TextRules
 
 _CLIPS = "clips"
 _DURATIONS = "clip_durations.tsv"

@@ -7,8 +7,8 @@ from hashlib import sha256
 from typing import Any, Protocol
 
 from ticketkit import ConfigError
-from ticketkit_asr.audio import Waveform
-from ticketkit_asr.text import ENGLISH
+from ticketkit_asr.sound.audio import Waveform
+from ticketkit_asr.text.alphabet import ENGLISH
 
 SPLITS = ("train", "dev", "test")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ticketkit import DataError
-from ticketkit_asr.audio import Pcm, split_pcm
 from ticketkit_asr.corpora import espeak_worker
 from ticketkit_asr.extras import require
+from ticketkit_asr.sound.audio import Pcm, split_pcm
 
 SAMPLE_RATE = 22_050
 """The rate of espeak-ng's samples, in Hz."""

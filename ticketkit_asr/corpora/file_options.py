@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from ticketkit import Options
-from ticketkit_asr.audio import OnBadAudio
 from ticketkit_asr.corpora.stretch import Channel
-from ticketkit_asr.text_rules import AS_WRITTEN, TextRules
+from ticketkit_asr.sound.audio import OnBadAudio
+from ticketkit_asr.text.rules import AS_WRITTEN, TextRules
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

@@ -17,9 +17,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ticketkit import ConfigError, DataError
-from ticketkit_asr.audio import OnBadAudio, Waveform, read_all
 from ticketkit_asr.corpora.corpus import SPLITS, InMemory, SpeechCorpus, Utterance
 from ticketkit_asr.corpora.digits import WORDS, ConnectedDigitsOptions
+from ticketkit_asr.sound.audio import OnBadAudio, Waveform, read_all
 
 SAMPLE_RATE = 8_000
 TAKES: Mapping[str, range] = {"train": range(10, 50), "dev": range(5, 10), "test": range(5)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from ticketkit_asr.corpora.corpus import Utterance
 from ticketkit_asr.corpora.stretch import Stretch
 from ticketkit_asr.errors import BadAudioError
-from ticketkit_asr.sound_files import Fault, FaultyAudioError
+from ticketkit_asr.sound.files import Fault, FaultyAudioError
 
 _AHEAD = 8
 """Utterances that each thread may be ahead of the one that is counted: memory stays bounded."""

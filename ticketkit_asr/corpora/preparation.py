@@ -8,15 +8,15 @@ from os.path import abspath, relpath
 from pathlib import Path
 
 from ticketkit import DataError
-from ticketkit_asr.audio import OnBadAudio
 from ticketkit_asr.corpora.corpus import SpeechCorpus, Utterance
 from ticketkit_asr.corpora.listening import Sound, heard, listen
 from ticketkit_asr.corpora.manifest import UNKNOWN_SPEAKER, Line, line_bytes
 from ticketkit_asr.corpora.report import Overlap, Report, SplitReport
 from ticketkit_asr.corpora.stretch import Stretch
 from ticketkit_asr.corpora.tally import Tally
+from ticketkit_asr.sound.audio import OnBadAudio
 from ticketkit_asr.storage import replacing
-from ticketkit_asr.text import ENGLISH, Alphabet
+from ticketkit_asr.text.alphabet import ENGLISH, Alphabet
 
 Progress = Callable[[int, int], None]
 """Called with the utterances that are done and all there are, from the calling thread."""

@@ -9,11 +9,11 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt, model_validator
 
-from ticketkit_asr.audio import Pcm, from_pcm
 from ticketkit_asr.corpora.cache import cached_recordings, default_cache_dir, digest
 from ticketkit_asr.corpora.corpus import SPLITS, InMemory, SpeechCorpus, Utterance
 from ticketkit_asr.corpora.digits import WORDS, ConnectedDigitsOptions
 from ticketkit_asr.corpora.espeak import SAMPLE_RATE, Prompt, speaker_facts, synthesise
+from ticketkit_asr.sound.audio import Pcm, from_pcm
 
 _Pitch = Annotated[int, Field(ge=0, le=99)]
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ticketkit_asr.audio import Waveform, resample
-from ticketkit_asr.ogg import ogg_facts
-from ticketkit_asr.sound_files import Fault, FaultyAudioError, check_finite, opened
+from ticketkit_asr.sound.audio import Waveform, resample
+from ticketkit_asr.sound.files import Fault, FaultyAudioError, check_finite, opened
+from ticketkit_asr.sound.ogg import ogg_facts
 
 Channel = int | Literal["mix"] | None
 """Which channel to take, counted from 0; "mix" for the mean of all; None where there must be one alone."""

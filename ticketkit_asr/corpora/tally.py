@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ticketkit_asr.corpora.corpus import Utterance
 from ticketkit_asr.corpora.listening import Sound
 from ticketkit_asr.corpora.report import SplitReport
-from ticketkit_asr.text import Alphabet
+from ticketkit_asr.text.alphabet import Alphabet
 
 
 @dataclass

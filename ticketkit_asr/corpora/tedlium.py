@@ -18,7 +18,7 @@ from ticketkit_asr.corpora.file_options import FileCorpusOptions
 from ticketkit_asr.corpora.folders import find_folder, text_lines
 from ticketkit_asr.corpora.manifest import Line
 from ticketkit_asr.corpora.stm import Segment, read_stm
-from ticketkit_asr.text_rules import TextRules
+from ticketkit_asr.text.rules import TextRules
 
 _FOLDERS = {1: "TEDLIUM_release1", 2: "TEDLIUM_release2", 3: "TEDLIUM_release-3"}
 _IGNORED = "ignore_time_segment_in_scoring"

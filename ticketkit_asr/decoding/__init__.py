@@ -1,0 +1,1 @@
+"""From scores to text, and how wrong it is."""

@@ -1,0 +1,1 @@
+"""Features: from samples to spectra, and spectra kept on disk."""

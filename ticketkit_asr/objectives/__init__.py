@@ -1,0 +1,1 @@
+"""What a recogniser learns: CTC, or a transducer."""

@@ -1,0 +1,1 @@
+"""Sound: files in, samples out, and what is done to clean speech."""

@@ -1,0 +1,1 @@
+"""Text: from words to labels and back."""

@@ -1,0 +1,1 @@
+"""Training: batches, steps, epochs, and which of them dev likes best."""
