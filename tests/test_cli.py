@@ -298,7 +298,7 @@ def test_init_writes_a_config_that_run_accepts_and_never_overwrites(tmp_path: Pa
         (["run", "spoken_digit"], 2, "did you mean 'spoken_digits'?"),
         (["run", CONFIG, "--set", "prune.criterion=magnitud"], 2, "did you mean 'magnitude'?"),
         (["run", CONFIG, "--set", "prune.rate=1.5"], 2, "strictly between 0 and 1"),
-        (["run", CONFIG, "--set", "nonsense"], 2, "--set takes a.b=value"),
+        (["run", CONFIG, "--set", "nonsense"], 2, "a setting is written a.b=value"),
         (["run", CONFIG, "--set", "prune.scope.include=[encoder.*]"], 2, "'encoder.*' matched none of 4 parameters"),
         (["run", CONFIG, "--set", "trainer.diverge_in_round=0"], 1, "score of parameter '0.weight' is nan"),
         (["resume", "nowhere"], 2, "nowhere holds no run"),

@@ -113,8 +113,8 @@ def test_a_recipe_is_read_by_name(tmp_path: Path) -> None:
     [
         ("a: [", [], "is not valid YAML"),
         ("- 1", [], "must hold a mapping of settings, not list"),
-        ("a: 1", ["a"], "--set takes a.b=value, not 'a'"),
-        ("a: 1", [".=2"], "--set takes a.b=value"),
+        ("a: 1", ["a"], "a setting is written a.b=value, not 'a'"),
+        ("a: 1", [".=2"], "a setting is written a.b=value"),
         ("a: 1", ["a.b=2"], "'a' holds 1, which has no settings inside"),
         ("a: 1", ["b=["], "'[' is not valid YAML"),
     ],

@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -690,3 +692,18 @@ def test_weights_revived_behind_the_optimizers_back_are_cleared_with_a_warning()
     with expected, enforced(model, mask):
         model[3].weight.data.add_(1.0)
     assert is_plus_zero(pruned(model, mask))
+
+
+@pytest.mark.parametrize("left", ["held.__enter__()", "rounds = iter(IMP(model, rounds=1)); next(rounds)"])
+def test_a_process_may_end_while_a_mask_is_held(left: str) -> None:
+    script = f"""
+import torch
+from ticketkit import IMP, Mask, enforced
+model = torch.nn.Linear(4, 4)
+held = enforced(model, Mask({{"weight": torch.rand(4, 4) < 0.5}}))
+{left}
+model(torch.ones(1, 4)).sum().backward()
+torch.optim.SGD(model.parameters(), lr=0.1).step()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -643,3 +643,39 @@ def test_settings_of_the_wrong_kind_are_refused_at_once(settings: dict[str, obje
 def test_an_evaluation_that_returns_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="must return a mapping from names to numbers, not None"):
         IMP(mlp(), rounds=1, plugins=Plugins()).run(lambda model: None, lambda model: None)  # type: ignore[arg-type,return-value]
+
+
+def test_a_round_that_trains_nothing_where_others_did_is_told_of() -> None:
+    model = mlp()
+
+    def train() -> None:
+        for current in IMP(model, rounds=1, rewind="step:2", plugins=Plugins()):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(current.track(optimizer=optimizer), 2):
+                model(torch.ones(1, 6)).sum().backward()
+                optimizer.step()
+
+    with pytest.warns(NoEffectWarning, match="round 1 trained nothing: no optimizer took a step"):
+        train()
+    for _ in IMP(model, rounds=1, plugins=Plugins()):  # pruning without training is a choice
+        pass
+
+
+def test_best_says_what_was_logged() -> None:
+    model = mlp()
+    imp = IMP(model, rounds=1, plugins=Plugins())
+    for current in imp:
+        current.log(loss=1.0, cer=0.2)
+    with pytest.raises(ConfigError, match="no pruned round has logged 'wer', they have logged cer, loss;"):
+        imp.best("wer")
+
+
+def test_a_network_without_memory_is_refused() -> None:
+    with torch.device("meta"):
+        absent = mlp()
+    with pytest.raises(ScopeError, match=r"0\.weight, 3\.weight: on the meta device, .*to_empty"):
+        IMP(absent, rounds=1, plugins=Plugins())
+    ticket = next(iter(IMP(mlp(), rounds=1, plugins=Plugins()))).mask
+    for call in (Ticket(ticket).apply_, Ticket(ticket).verify):
+        with pytest.raises(ScopeError, match="on the meta device"):
+            call(absent)

@@ -270,3 +270,10 @@ def test_an_empty_directory_is_a_lock_that_nobody_has(tmp_path: Path) -> None:
     assert lock.holder() is None
     assert lock.acquire()
     lock.release()
+
+
+def test_a_file_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "held").touch()
+    for call in (Lock(tmp_path / "held").acquire, Lock(tmp_path / "held").holder):
+        with pytest.raises(StorageError, match="held is a file, and a lock is a directory; delete this file"):
+            call()

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ticketkit.errors import StorageError
-from ticketkit.state import copied, flattened, unflattened
+from ticketkit.errors import ConfigError, StorageError
+from ticketkit.state import copied, flattened, load_state, unflattened
 from ticketkit.storage import canonical_json
 
 tensors = st.lists(st.floats(width=32), max_size=4).map(torch.tensor)
@@ -139,3 +139,12 @@ def test_keys_that_are_spelled_alike_do_not_collide() -> None:
 def test_arrays_without_dimensions_keep_their_shape() -> None:
     tensors: dict[str, torch.Tensor] = {}
     assert unflattened(flattened(np.array(2.5), "x", tensors), tensors).shape == ()
+
+
+def test_the_state_of_another_kind_of_optimizer_is_refused() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    adam, sgd = torch.optim.AdamW(parameters), torch.optim.SGD(parameters, lr=0.1)
+    with pytest.raises(ConfigError, match=r"SGD gets the state of an optimizer that has no dampening.* but .*betas"):
+        load_state(sgd, adam.state_dict())
+    load_state(sgd, torch.optim.SGD(parameters, lr=0.3).state_dict())
+    assert sgd.param_groups[0]["lr"] == 0.3

@@ -17,7 +17,7 @@ class StepCapture:
     network is captured again after each that does: after one that steps before the next forward pass (one backward pass
     for all, however seldom this one steps), and after one that with a forward pass of its own has then taken as many
     steps as the others, unless the next step begins without another forward pass, whose first optimizer it was. What
-    the loop tracks is captured when one steps after another forward pass: a scheduler and an average are updated before.
+    the loop tracks is captured when one steps after another forward pass: schedulers and averages come in between.
     """
 
     def __init__(self, model: nn.Module, tracked: Mapping[str, Stateful], *, alone: bool):

@@ -166,7 +166,7 @@ def _override(settings: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set takes a.b=value, not {override!r}")
+        raise ConfigError(f"a setting is written a.b=value, not {override!r}")
     for key in keys[:-1]:
         inner = settings.get(key, {})
         settings[key] = inner = {"name": inner} if isinstance(inner, str) else inner

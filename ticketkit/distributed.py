@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ticketkit.errors import MaskError, RunError, TicketkitError
+from ticketkit.errors import ConfigError, MaskError, RunError, TicketkitError
 from ticketkit.mask import Mask
 from ticketkit.sharding import is_sharded, whole
 
@@ -96,6 +96,11 @@ class AllRanks:
 
 
 ALONE, ALL_RANKS = Alone(), AllRanks()
+
+
+def everyone() -> Ranks:
+    """Return all ranks of the default process group, or this process alone without one."""
+    return ALL_RANKS if ranks() > 1 else ALONE
 
 
 def collect(tensor: torch.Tensor) -> torch.Tensor:
@@ -188,6 +193,12 @@ def agreed(mask: Mask) -> Mask:
     return decided
 
 
+def check_alike(settings: Mapping[str, object]) -> None:
+    """Raise `ConfigError` on every rank, naming ranks and setting, unless all ranks have these settings."""
+    if ranks() > 1:
+        _compare(settings, "run with different settings", ConfigError)
+
+
 def check_same(mask: Mask) -> None:
     """Raise `MaskError` on every rank, naming ranks and parameter, unless all ranks hold this mask."""
     if ranks() > 1:
@@ -196,14 +207,14 @@ def check_same(mask: Mask) -> None:
         _compare(digests, "hold different masks")
 
 
-def _compare(mine: Mapping[str, object], fault: str) -> None:
-    """Raise `MaskError` on every rank unless all ranks have the same items."""
+def _compare(mine: Mapping[str, object], fault: str, kind: type[TicketkitError] = MaskError) -> None:
+    """Raise an error on every rank unless all ranks have the same items."""
     everyone = everyones(mine)
     different = [number for number, other in enumerate(everyone) if other != everyone[0]]
     if different:
         one, other = everyone[0], everyone[different[0]]
         name = next(name for name in {**one, **other} if one.get(name) != other.get(name))
-        raise MaskError(
+        raise kind(
             f"rank 0 and ranks {different} {fault}, first at {name!r}: {one.get(name, 'missing')} and "
             f"{other.get(name, 'missing')}; build the model and IMP the same way on every rank"
         )

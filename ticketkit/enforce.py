@@ -7,6 +7,7 @@ weights are cleared again, so that momentum, weight decay or noise cannot bring 
 Clearing is a bitwise AND with an integer mask: exact +0.0 even for NaN and infinity, at the cost of one memory pass.
 """
 
+import atexit
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,13 +55,11 @@ def enforced(model: nn.Module, mask: Mask, *, lean: bool = False) -> Iterator["E
     """
     enforcement = Enforcement(model, mask, lean=lean)
     enforcement.apply()
-    handles = enforcement.attach()
+    enforcement.attach()
     try:
         yield enforcement
     finally:
-        for handle in handles:
-            handle.remove()
-        revived = enforcement.clear_revived()
+        revived = enforcement.clear_revived() if enforcement.detach() else []
     if revived:
         warnings.warn(
             f"pruned weights of {', '.join(revived)} were changed by something other than a torch.optim.Optimizer and "
@@ -86,6 +85,7 @@ class Enforcement:
         self._met: WeakSet[Optimizer] = WeakSet()
         self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._averages: list[nn.Module] = []
+        self._handles: list[Any] = []
         self.steps = 0
         self.foreign_steps = 0
         self._first_step = 0
@@ -134,6 +134,11 @@ class Enforcement:
             )
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no optimizer has stepped, and none had before a round that is resumed."""
+        return not (self._steps or self.foreign_steps or self._first_step)
+
+    @property
     def several(self) -> bool:
         """Whether more than one optimizer has stepped."""
         return len(self._steps) > 1 or bool(self.foreign_steps)
@@ -151,9 +156,9 @@ class Enforcement:
                 "after the model was copied, wrapped or moved"
             )
 
-    def attach(self) -> list[Any]:
-        """Install the hooks and return their handles."""
-        handles = [
+    def attach(self) -> None:
+        """Install the hooks."""
+        self._handles = [
             _on_gradient(parameter, partial(_clear_pruned_gradient, self._keep[name]))
             for name, group in self._parameters.items()
             for parameter in group
@@ -162,8 +167,18 @@ class Enforcement:
             for parameter in group:
                 if parameter.grad is not None:
                     _clear_pruned_gradient(self._keep[self._scope[id(parameter)]], parameter)
-        before = register_optimizer_step_pre_hook(self._before_step)
-        return [*handles, before, register_optimizer_step_post_hook(self._after_step)]
+        self._handles.append(register_optimizer_step_pre_hook(self._before_step))
+        self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        _ATTACHED.add(self)
+
+    def detach(self) -> bool:
+        """Remove the hooks, and say whether there were any."""
+        attached = bool(self._handles)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        _ATTACHED.discard(self)
+        return attached
 
     def clear_revived(self) -> list[str]:
         """Clear pruned weights a last time; return the parameters of which some were not zero any more.
@@ -286,6 +301,16 @@ class _LeanKeep:
         if values.device not in self._pruned:
             self._pruned[values.device] = _pruned(self.packed, self.shape).to(values.device)
         values.masked_fill_(self._pruned[values.device], 0.0)
+
+
+_ATTACHED: WeakSet[Enforcement] = WeakSet()
+
+
+@atexit.register
+def _detach_all() -> None:
+    """Remove all hooks before the interpreter ends: torch 2.13 aborts if it has to take apart a tensor that has one."""
+    for enforcement in list(_ATTACHED):
+        enforcement.detach()
 
 
 def _integers(packed: bytes, size: int, width: int) -> np.ndarray[Any, np.dtype[Any]]:

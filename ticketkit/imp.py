@@ -2,6 +2,7 @@
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -13,9 +14,9 @@ from torch.optim import Optimizer
 
 from ticketkit.allocation import floor_counts
 from ticketkit.analysis import Mode, best_record, extreme_record
-from ticketkit.distributed import agreed, check_same, once
+from ticketkit.distributed import agreed, check_alike, check_same, everyone, once
 from ticketkit.enforce import Enforcement, enforced
-from ticketkit.errors import ConfigError
+from ticketkit.errors import ConfigError, NoEffectWarning
 from ticketkit.granularity import Layout, checked_pattern
 from ticketkit.ledger import Ledger, RoundRecord
 from ticketkit.mask import Mask
@@ -27,7 +28,7 @@ from ticketkit.rewind import Initialiser, Rewind
 from ticketkit.rewinder import Rewinder
 from ticketkit.round import Round, Start
 from ticketkit.schedule import Target
-from ticketkit.scope import Scope
+from ticketkit.scope import Scope, check_in_memory
 from ticketkit.sharding import has_shards
 from ticketkit.snapshot import Snapshot
 from ticketkit.ticket import Ticket, TicketFacts
@@ -91,7 +92,9 @@ class IMP:
         _check_kinds(scope=scope, mask=mask, seed=seed)
         self.model = model
         self.scope = scope if isinstance(scope, Scope) else Scope.of(model, **(scope or {}))
-        if batches is not None and has_shards(model):
+        self._is_sharded = has_shards(model)
+        check_in_memory(model, self.scope.shapes)
+        if batches is not None and self._is_sharded:
             raise ConfigError(
                 "criteria that look at gradients or activations run the whole network in one process, and this one is "
                 "distributed over ranks; choose a criterion of weights, such as 'magnitude', and give no batches="
@@ -123,6 +126,7 @@ class IMP:
         self._rewinder = Rewinder(model, self.scope, self.rewind, seed, initialise, self._ledger)
         self._masks: dict[int, Mask] = {0: start}  # of all rounds so far; with a run directory, of the last alone
         self._records: list[RoundRecord] = []
+        self._trains = False
         self._start_digest = start.digest
         self._seen: BaseException | None = None  # an error that observers know of
 
@@ -141,6 +145,7 @@ class IMP:
                         self._emit("round_start", round=current)
                         yield current
                         enforcement.check_trained()
+                self._check_has_effect(index, enforcement)
                 self._finish(current, enforcement, time.monotonic() - started)
             self._emit("run_end", records=tuple(self._records))
 
@@ -204,8 +209,10 @@ class IMP:
         """Return the pruned ticket with the best metric; of equals, the sparsest. Raises `ConfigError` without any."""
         chosen = best_record(self._records, metric, mode)
         if chosen is None:
+            logged = ", ".join(sorted({name for record in self._records[1:] for name in record.metrics})) or "nothing"
             raise ConfigError(
-                f"no pruned round has logged {metric!r}; iterate over the rounds first, and log it after the dense one"
+                f"no pruned round has logged {metric!r}, they have logged {logged}; iterate over the rounds first, and "
+                "log it after the dense one"
             )
         return self._ticket(chosen)
 
@@ -218,6 +225,10 @@ class IMP:
     def _opened(self) -> Iterator[None]:
         """Take the run directory, if there is one, with all that earlier processes finished in it."""
         check_same(self._masks[max(self._masks)])
+        settings = {**self._identity(), "a run_dir": self._ledger is not None}
+        if not self._is_sharded:
+            del settings["seed"]  # rank 0's scores decide
+        check_alike(settings)
         with self._ledger.locked() if self._ledger else nullcontext():
             if self._ledger:
                 self._ledger.identify(self._identity())
@@ -246,6 +257,17 @@ class IMP:
             save=partial(self._ledger.keep_checkpoint, index) if self._ledger else None,
         )
 
+    def _check_has_effect(self, index: int, enforcement: Enforcement) -> None:
+        """Warn of a round in which no optimizer stepped, unless there was none in the rounds before it, too."""
+        if enforcement.is_idle and self._trains:
+            warnings.warn(
+                f"round {index} trained nothing: no optimizer took a step, as they did before it; see where its loop "
+                "starts and ends (rewind='step:k' with k at its end, an epoch counter that was used before)",
+                NoEffectWarning,
+                stacklevel=4,
+            )
+        self._trains = self._trains or not enforcement.is_idle
+
     def _finish(self, current: Round, enforcement: Enforcement, seconds: float) -> None:
         """Record a round, commit it, and compute the next mask from the trained weights."""
         mask = current.mask
@@ -273,8 +295,11 @@ class IMP:
         """Note the mask of round `index`, which follows from the model as the round before it has left it."""
         previous, initial = self._masks[index - 1], self._rewinder.origin.parameters()
         trained = self.scope.tensors(self.model)
-        decided = self._pruner.next_mask(previous, self.plan[index], weights=trained, initial=initial, index=index)
-        self._masks[index] = agreed(decided)
+
+        def decide() -> Mask:
+            return self._pruner.next_mask(previous, self.plan[index], weights=trained, initial=initial, index=index)
+
+        self._masks[index] = agreed(decide() if self._is_sharded else everyone().each(decide))
         self._emit("mask_ready", index=index, mask=self._masks[index], previous=previous)
         if self._ledger:
             del self._masks[index - 1]

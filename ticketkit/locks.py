@@ -169,6 +169,8 @@ class Lock:
             names = [name for name in os.listdir(self.path) if not name.startswith(".")]
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise StorageError(f"{self.path} is a file, and a lock is a directory; delete this file") from error
         return names[0] if names else None
 
     def _holder(self, name: str | None) -> Holder | None:

@@ -144,6 +144,16 @@ class Scope:
         return {name: group[0].detach() for name, group in masked_parameters(model, self.shapes).items()}
 
 
+def check_in_memory(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise `ScopeError` naming those of the parameters that are on the meta device."""
+    parameters = dict(named_parameters(model, remove_duplicate=False))
+    if absent := [name for name in names if name in parameters and parameters[name].is_meta]:
+        raise ScopeError(
+            f"{', '.join(absent)}: on the meta device, without memory to hold a mask in; load the weights first, or "
+            "initialise the model after model.to_empty(device=...)"
+        )
+
+
 def masked_parameters(model: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, list[nn.Parameter]]:
     """Return for each name the model's parameter and any tied to it; raise `ScopeError` listing all that do not fit."""
     by_name = dict(named_parameters(resharded(model), remove_duplicate=False))

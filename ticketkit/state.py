@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ticketkit.distributed import collect
-from ticketkit.errors import StorageError
+from ticketkit.errors import ConfigError, StorageError
 from ticketkit.rng import EveryRank, RngState
 from ticketkit.sharding import is_sharded, placed_like
 
@@ -52,6 +52,7 @@ def load_state(thing: Stateful, state: dict[str, Any]) -> None:
     An optimizer has no tensors before its first step: those of its state go where their parameters are.
     """
     if isinstance(thing, Optimizer):
+        _check_same_kind(thing, state)
         thing.load_state_dict(copied(state))
         for parameter, values in thing.state.items():
             for key, value in values.items():
@@ -60,6 +61,19 @@ def load_state(thing: Stateful, state: dict[str, Any]) -> None:
         return
     own = thing.state_dict() if isinstance(thing, nn.Module) else {}
     thing.load_state_dict({k: placed_like(v, own[k]) if k in own else v for k, v in copied(state).items()})
+
+
+def _check_same_kind(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for the state of another kind of optimizer, which torch takes and stumbles over later."""
+    own = set(optimizer.defaults)
+    for group in state.get("param_groups", ()):
+        there = group.keys() - {"params"}
+        if missing := sorted(own - there):
+            raise ConfigError(
+                f"a {type(optimizer).__name__} gets the state of an optimizer that has no {', '.join(missing)} but "
+                f"{', '.join(sorted(there - own)) or 'nothing else'}: it was saved of another kind, or by another "
+                "version of torch; go on with the optimizer that the run was started with"
+            )
 
 
 def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:

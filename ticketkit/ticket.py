@@ -26,11 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ticketkit import gaps
+from ticketkit.distributed import ALONE, everyone
 from ticketkit.errors import MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask, shape_differences
 from ticketkit.provenance import Provenance
-from ticketkit.scope import masked_parameters
-from ticketkit.sharding import local, part_like, write_
+from ticketkit.scope import check_in_memory, masked_parameters
+from ticketkit.sharding import has_shards, local, part_like, write_
 from ticketkit.snapshot import content_digest, state_tensors
 from ticketkit.storage import canonical_json, write_atomically
 
@@ -138,9 +139,11 @@ class Ticket:
     def apply_(self, model: nn.Module) -> nn.Module:
         """Rewind a model to this ticket in place and return it: rewind weights if there are any, pruned weights zero.
 
-        Raises `TicketError` listing every name and shape on which model and ticket differ; the model is then untouched.
+        Raises `TicketError` listing every name and shape on which model and ticket differ, and `ScopeError` for a model
+        on the meta device; the model is then untouched.
         """
         self.check_fits(model)
+        check_in_memory(model, self.mask.shapes)
         if self.weights is not None:
             for key, tensor in state_tensors(model).items():
                 write_(tensor, self.weights[key])
@@ -152,11 +155,16 @@ class Ticket:
     def verify(self, model: nn.Module) -> None:
         """Raise `TicketError` unless the ticket fits the model and every pruned weight of it is exactly zero.
 
-        Of a model that is distributed over ranks, each checks what it holds.
+        Of a model that is distributed over ranks, each checks what it holds: all must ask, and all raise.
         """
-        self.check_fits(model)
-        groups = masked_parameters(model, self.mask.shapes)
-        _check_pruned(self.mask, {name: group[0] for name, group in groups.items()})
+
+        def check() -> None:
+            self.check_fits(model)
+            check_in_memory(model, self.mask.shapes)
+            groups = masked_parameters(model, self.mask.shapes)
+            _check_pruned(self.mask, {name: group[0] for name, group in groups.items()})
+
+        (everyone() if has_shards(model) else ALONE).each(check)
 
     def verify_file(self, path: str | Path) -> None:
         """Raise `TicketError` unless every pruned weight is exactly zero in a safetensors file of weights.

@@ -103,6 +103,7 @@ def test_a_saved_state_goes_on_to_the_same_bits_and_is_refused_with_another_tick
                 if number == 4:
                     accelerator.save_state(str(tmp_path))
             assert holder.steps == 2 * STEPS
+        assert accelerator._custom_objects == []
         return bits(model)
 
     assert training(seed=0, load=False) == training(seed=0, load=True)

@@ -6,8 +6,18 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim import optimizer as optimizer_module
 
-from ticketkit import ConfigError, Mask, Scope, ScopeError, Ticket, TicketError
-from ticketkit.adapters.holding import Holding, check_same_mask, mask_from_state, mask_of, mask_state, missing, numbers
+from ticketkit import IMP, ConfigError, Mask, Plugins, Scope, ScopeError, Ticket, TicketError
+from ticketkit.adapters.holding import (
+    Holding,
+    check_round,
+    check_same_mask,
+    check_trains_the_model,
+    mask_from_state,
+    mask_of,
+    mask_state,
+    missing,
+    numbers,
+)
 from ticketkit.testing import mlp
 
 
@@ -53,6 +63,56 @@ def test_a_ticket_its_file_and_its_mask_are_one_source(tmp_path: Path) -> None:
     assert mask_of(mask) == mask_of(Ticket(mask)) == mask_of(path) == mask_of(str(path)) == mask
     with pytest.raises(ConfigError, match="a ticket, its path or a mask is needed, not a float"):
         mask_of(0.5)  # type: ignore[arg-type]
+
+
+def test_a_start_that_is_refused_leaves_the_weights_alone() -> None:
+    model = mlp()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ScopeError, match="the optimizer holds"):
+        Holding(half(model)).start(model, SGD(mlp().parameters(), lr=0.1))
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_another_optimizer_is_refused_until_the_mask_is_let_go_of() -> None:
+    model, other = mlp(), mlp()
+    mine, foreign, elsewhere = (SGD(m.parameters(), lr=0.1) for m in (model, model, other))
+    holding = Holding(half(model))
+    for _ in range(2):
+        holding.start(model, mine)
+        holding.refuse_others(mine, "do this")
+        model(torch.randn(3, 6)).sum().backward()
+        mine.step()
+        other(torch.randn(3, 6)).sum().backward()
+        elsewhere.step()
+        with pytest.raises(ConfigError, match="broke off with an error; do this"):
+            foreign.step()
+        holding.end()
+        foreign.step()
+    holding.start(model, mine)
+    holding.refuse_others(mine, "do this")
+    del holding
+    foreign.step()
+
+
+def test_a_round_trains_the_parameters_of_its_model_and_no_others() -> None:
+    whole = nn.ModuleDict({"encoder": mlp(), "head": nn.Linear(3, 2)})
+    part = next(iter(IMP(whole["encoder"], rounds=1, plugins=Plugins())))
+    with pytest.raises(ScopeError, match=r"Brain trains parameters .*: head\.weight, head\.bias; .*include"):
+        check_trains_the_model(whole, "Brain", part)
+    with pytest.raises(ScopeError, match=r"Brain does not train the model of this round: 0\.weight"):
+        check_trains_the_model(whole["head"], "Brain", part)
+    whole["head"].requires_grad_(False)
+    check_trains_the_model(whole, "Brain", part)
+    check_round(part, 3)
+    check_round(part, None)
+    for round, every, message in (
+        (IMP, None, "not a type"),
+        (part, "3", "not '3'"),
+        (part, 1.5, "1.5"),
+        (part, True, "T"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_round(round, every)
 
 
 def test_two_trainings_at_once_and_another_model_are_refused() -> None:

@@ -196,6 +196,12 @@ def test_the_ticket_of_a_part_is_held_on_it_and_on_its_average(tmp_path: Path) -
         trainer(TicketCallback(mask)).fit(module, *loaders())
     with pytest.raises(ScopeError, match="no part 'encoder'"):
         trainer(TicketCallback(mask, part="encoder")).fit(module, *loaders())
+    inner = half(module.net)
+    saved = trainer(TicketCallback(inner, part="net"))
+    saved.fit(module, *loaders())
+    saved.save_checkpoint(tmp_path / "part.ckpt")
+    with pytest.raises(TicketError, match=r"was trained with TicketCallback.*'net'.*, not with TicketCallback.*''"):
+        trainer(TicketCallback(half(module))).fit(module, *loaders(), ckpt_path=tmp_path / "part.ckpt")
     average = EMAWeightAveraging(decay=0.5)
     logger = CSVLogger(tmp_path)
     trainer(TicketCallback(mask, part="net"), average, logger=logger).fit(module, *loaders())
@@ -302,7 +308,7 @@ def test_a_trainer_or_a_round_that_was_used_is_refused_and_so_is_a_checkpoint(tm
         fit.fit(module, *loaders())
         with pytest.raises(ConfigError, match="has fitted before"):
             fit.fit(module, *loaders())
-        with pytest.raises(ConfigError, match="called before in this round"):
+        with pytest.raises(ConfigError, match="was trained before; make a RoundCallback for each round"):
             trainer(RoundCallback(current)).fit(module, *loaders())
         break
 

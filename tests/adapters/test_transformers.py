@@ -121,6 +121,13 @@ def test_a_training_that_broke_off_can_be_repeated_with_the_same_callback(tmp_pa
     callback = TicketCallback(half(model))
     with pytest.raises(KeyboardInterrupt):
         trainer(model, tmp_path, callback, Fault(), max_steps=2).train()
+    with pytest.raises(ConfigError, match=r"broke off with an error; call release\(\) of that callback"):
+        trainer(model, tmp_path, max_steps=1).train()
+    callback.release()
+    assert hooks() == before
+    trainer(model, tmp_path, max_steps=1).train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, tmp_path, callback, Fault(), max_steps=2).train()
     trainer(model, tmp_path, callback, max_steps=2).train()
     callback.ticket.verify(model)
     assert hooks() == before
@@ -145,6 +152,8 @@ def test_what_cannot_hold_the_mask_is_refused(tmp_path: Path) -> None:
     stale = SGD(bert().parameters(), lr=0.1)
     with pytest.raises(ScopeError, match=r"holds \d+ tensors, but not these parameters in scope: bert\."):
         trainer(model, tmp_path, TicketCallback(half(model)), optimizers=(stale, None)).train()
+    with pytest.raises(TicketError, match=r"another callback of this Trainer holds another mask .* one TicketCallback"):
+        trainer(model, tmp_path, TicketCallback(half(model)), TicketCallback(half(model, 1))).train()
     with torch.device("meta"):
         absent = bert()
     callback = TicketCallback(half(model))
@@ -277,9 +286,9 @@ def test_a_training_that_does_not_start_where_the_round_does_is_refused(tmp_path
         made = trainer(model, tmp_path, RoundCallback(current))
         with pytest.raises(ConfigError, match="starts from step 0, but the Trainer from step 2"):
             made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-        with pytest.raises(ConfigError, match="every must be a number of steps from 1 on, not 0"):
+        with pytest.raises(ConfigError, match=r"every must be at least 1, or None for whenever .*, not 0"):
             RoundCallback(current, every=0)
-        with pytest.raises(ScopeError, match="not these parameters in scope"):
+        with pytest.raises(ScopeError, match="does not train the model of this round"):
             trainer(bert(), tmp_path, RoundCallback(current)).train()
         break
 

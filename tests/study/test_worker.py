@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.study.toy_study import SECTIONS, SETTINGS, TOY, done, toy_plugins, toy_study
+from ticketkit.errors import ConfigError, StorageError
 from ticketkit.history import read_history
 from ticketkit.plugins import Plugins
 from ticketkit.results import Results
@@ -173,3 +174,30 @@ def test_a_directory_holds_one_study_which_may_grow(tmp_path: Path) -> None:
     changed: dict[str, Any] = {**SETTINGS, "base": {**SETTINGS["base"], "metric": "cer"}}
     with pytest.raises(Exception, match="holds a study with another base; choose another --out"):
         study.claim(toy_study(base=changed["base"], existence=SECTIONS["existence"]))
+
+
+def test_what_is_wrong_with_a_studys_own_files_is_said_with_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, config = StudyDirectory(tmp_path), toy_study("existence", seeds=[0])
+    study.claim(config)
+    (job, *_) = jobs(config, config.kinds)
+    study.note_failure(job, ValueError("no luck"))
+    path = tmp_path / "failures" / f"{job.id}.json"
+    for content in ("{}", json.dumps({"error": "a", "traceback": "b", "later": 1}), "[1]", "{"):
+        path.write_text(content)
+        with pytest.raises(StorageError, match=f"{job.id}.json .*; delete it to write it again"):
+            study.failure(job)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(StorageError, match=f"cannot write .*{job.id}.json: .*Read-only"):
+            study.forget_failure(job)
+    study.forget_failure(job)
+    study.forget_failure(job)
+    (tmp_path / "study.json").write_text('{"title": 1}')
+    with pytest.raises(ConfigError, match=r"study\.json: "):
+        study.config()

@@ -40,11 +40,11 @@ except ModuleNotFoundError as error:
 def held(
     accelerator: Accelerator, model: nn.Module, ticket: MaskSource, *optimizers: Optimizer
 ) -> Iterator["HeldTicket"]:
-    """Hold a ticket's mask on a prepared model inside the block, and in what the accelerator saves from now on.
+    """Hold a ticket's mask on a prepared model inside the block, and in what the accelerator saves there.
 
-    `ticket`: a `Ticket`, a mask or a ticket's file. `accelerator.load_state` raises `TicketError` for a state that was
-    saved with another mask. Raises `ScopeError` for a ticket of another model, and for prepared optimizers that do not
-    hold what the mask is on.
+    `ticket`: a `Ticket`, a mask or a ticket's file. Call `accelerator.load_state` in the block, too; it raises
+    `TicketError` for a state that was saved with another mask. Raises `ScopeError` for a ticket of another model, and
+    for prepared optimizers that do not hold what the mask is on.
     """
     holding = Holding(ticket)
     enforcement = holding.start(model, *optimizers)
@@ -54,6 +54,7 @@ def held(
         yield holder
     finally:
         holding.end()
+        accelerator._custom_objects[:] = [thing for thing in accelerator._custom_objects if thing is not holder]
 
 
 class HeldTicket:

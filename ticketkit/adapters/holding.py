@@ -4,16 +4,19 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from weakref import ref
+from weakref import finalize, ref
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ticketkit.enforce import Enforcement, enforced
 from ticketkit.errors import ConfigError, MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask
-from ticketkit.scope import masked_parameters
+from ticketkit.names import named_parameters
+from ticketkit.round import Round
+from ticketkit.scope import check_in_memory, masked_parameters
 from ticketkit.ticket import Ticket
 
 MaskSource = Ticket | Mask | str | Path
@@ -42,16 +45,34 @@ class Holding:
             raise ConfigError("this callback holds its mask already; make another one for a second training")
         if self._model is not None and self._model() is not model:
             raise ConfigError("this callback has held its mask on another model; make another one for this model")
-        _check_in_memory(model, self.mask)
+        check_in_memory(model, self.mask.shapes)
+        if optimizers:
+            Enforcement(model, self.mask).check_optimizer(*optimizers)  # before anything is zeroed
         enforcement = self._held.enter_context(enforced(model, self.mask))
-        try:
-            if optimizers:
-                enforcement.check_optimizer(*optimizers)
-        except ScopeError:
-            self._held.close()
-            raise
         self._enforcement, self._model = enforcement, ref(model)
         return enforcement
+
+    def refuse_others(self, optimizer: Optimizer, way_out: str) -> None:
+        """Raise `ConfigError` with a way out if another optimizer steps over the masked weights before `end`.
+
+        For a framework that does not tell its callbacks when a training breaks off with an error.
+        """
+        mine, model, shapes = ref(optimizer), self._model, self.mask.shapes
+
+        def check(stepping: Optimizer, *_: Any) -> None:
+            trained = None if model is None else model()
+            if stepping is mine() or trained is None:
+                return
+            held = {id(p) for group in masked_parameters(trained, shapes).values() for p in group}
+            if any(id(p) in held for group in stepping.param_groups for p in group["params"]):
+                raise ConfigError(
+                    "a callback still holds its mask on this model, since the training it was in broke off with an "
+                    f"error; {way_out}"
+                )
+
+        handle = register_optimizer_step_pre_hook(check)
+        self._held.callback(handle.remove)
+        finalize(self, handle.remove)
 
     def end(self) -> None:
         """Let go of the model; without effect before `start` and after an earlier end."""
@@ -112,6 +133,36 @@ def refuse_other_mask(saved: Mask, mask: Mask) -> None:
         )
 
 
+def check_round(round: Any, every: Any) -> None:
+    """Raise `ConfigError` unless this is a round, and `every` None or a whole number from 1 on."""
+    if not isinstance(round, Round):
+        raise ConfigError(f"a round is needed, one that `for round in imp` gives, not a {type(round).__name__}")
+    if every is not None and (type(every) is not int or every < 1):
+        raise ConfigError(f"every must be at least 1, or None for whenever the framework itself saves, not {every!r}")
+
+
+def check_trains_the_model(trained: nn.Module, name: str, round: Round) -> None:
+    """Raise `ScopeError` unless all that the round prunes is trained, and nothing that is not in the round's model.
+
+    That would neither be rewound nor saved with it.
+    """
+    there = {id(parameter) for parameter in trained.parameters()}
+    own = dict(named_parameters(round.model, remove_duplicate=False))
+    if lost := [found for found in round.mask if id(own[found]) not in there]:
+        raise ScopeError(
+            f"{name} does not train the model of this round: {', '.join(lost)} are not among its parameters; build it "
+            "around the model that IMP has"
+        )
+    known = {id(parameter) for parameter in own.values()}
+    parameters = named_parameters(trained, remove_duplicate=False)
+    if more := [found for found, p in parameters if p.requires_grad and id(p) not in known]:
+        raise ScopeError(
+            f"{name} trains parameters that are not in the model of this round: {', '.join(more)}; they would neither "
+            "be rewound nor saved with it: give IMP all that is trained, and say what may be pruned by "
+            "scope={'include': [...]}"
+        )
+
+
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return those metrics that are one number each, tensors of one element included.
 
@@ -134,11 +185,3 @@ def missing(library: str, extra: str, error: ModuleNotFoundError) -> ModuleNotFo
     return ModuleNotFoundError(
         f"{library} is not installed; it comes with: pip install 'ticketkit[{extra}]'", name=error.name
     )
-
-
-def _check_in_memory(model: nn.Module, mask: Mask) -> None:
-    groups = masked_parameters(model, mask.shapes)
-    if absent := [name for name, group in groups.items() if group[0].is_meta]:
-        raise ScopeError(
-            f"{', '.join(absent)}: on the meta device, without memory to hold a mask in; load the weights first"
-        )

@@ -14,8 +14,17 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ticketkit.adapters.holding import Holding, MaskSource, check_same_mask, mask_state, missing, numbers
-from ticketkit.errors import ConfigError, ScopeError
+from ticketkit.adapters.holding import (
+    Holding,
+    MaskSource,
+    check_round,
+    check_same_mask,
+    check_trains_the_model,
+    mask_state,
+    missing,
+    numbers,
+)
+from ticketkit.errors import ConfigError, ScopeError, TicketError
 from ticketkit.mask import Mask
 from ticketkit.names import named_modules, named_parameters, unwrap
 from ticketkit.round import Round
@@ -61,12 +70,22 @@ class TicketCallback(Callback):
         """Raise `TicketError` unless the checkpoint was trained with this mask."""
         check_same_mask(state_dict, self.mask)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Raise `TicketError` for a checkpoint that was trained with tickets of other parts."""
+        saved = {key for key in checkpoint.get("callbacks", {}) if key.startswith(f"{TicketCallback.__name__}{{")}
+        if saved and self.state_key not in saved:
+            raise TicketError(
+                f"the checkpoint was trained with {', '.join(sorted(saved))}, not with {self.state_key}; resume with a "
+                "ticket of the same part, or start without the checkpoint"
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hold the mask from now on."""
         try:
             model = pl_module.get_submodule(self._part)
         except AttributeError as error:
-            raise ScopeError(f"{type(pl_module).__name__} has no part {self._part!r}") from error
+            parts = ", ".join(name for name, _ in pl_module.named_children())
+            raise ScopeError(f"{type(pl_module).__name__} has no part {self._part!r}; it has {parts}") from error
         try:
             enforcement = self._holding.start(model, *trainer.optimizers)
         except ScopeError as error:
@@ -100,8 +119,7 @@ class RoundCallback(Callback):
     """
 
     def __init__(self, round: Round, *, every: int | None = None):
-        if every is not None and every < 1:
-            raise ConfigError(f"every must be at least 1, or None for the ends of epochs, not {every}")
+        check_round(round, every)
         self.round = round
         self._every = every
         self._saves = round.saves
@@ -176,13 +194,9 @@ class RoundCallback(Callback):
             raise ConfigError("fit(ckpt_path=...) would undo where the round starts; IMP(run_dir=...) resumes it")
         if trainer.fit_loop.total_batch_idx >= 0:
             raise ConfigError("this Trainer has fitted before and would go on counting; make another for each round")
-        there = {id(parameter) for parameter in module.parameters()}
-        parameters = dict(named_parameters(self.round.model, remove_duplicate=False))
-        if lost := [name for name in self.round.mask if id(parameters[name]) not in there]:
-            raise ScopeError(
-                f"{type(module).__name__} does not train the model of this round: {', '.join(lost)} are not among its "
-                "parameters; give IMP the module that is fitted, or a part of it"
-            )
+        if self._position is not None or self.round.tracked is not None:
+            raise ConfigError(f"round {self.round.index} was trained before; make a RoundCallback for each round")
+        check_trains_the_model(module, type(module).__name__, self.round)
         if trainer.optimizers:
             self.round.check_optimizer(*trainer.optimizers)
 

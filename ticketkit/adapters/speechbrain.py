@@ -19,12 +19,12 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from ticketkit.adapters.holding import Holding, MaskSource, refuse_other_mask
+from ticketkit.adapters.holding import Holding, MaskSource, check_round, check_trains_the_model, refuse_other_mask
 from ticketkit.adapters.speechbrain_position import Position, Recoverables
 from ticketkit.distributed import rank
 from ticketkit.errors import ConfigError, ScopeError
 from ticketkit.mask import Mask
-from ticketkit.names import named_parameters, unwrap
+from ticketkit.names import unwrap
 from ticketkit.round import Round
 from ticketkit.state import Stateful
 from ticketkit.ticket import Ticket
@@ -70,9 +70,8 @@ def in_round(brain: Brain, round: Round, *, every: int | None = None, **tracked:
     Raises `ConfigError` for a Brain or a round that was used before, `ScopeError` for a Brain without the parameters of
     the round's model and for optimizers that do not hold all of them.
     """
-    if every is not None and every < 1:
-        raise ConfigError(f"every must be at least 1, or None for the ends of epochs, not {every}")
-    _check_trains(brain, round)
+    check_round(round, every)
+    check_trains_the_model(brain.modules, type(brain).__name__, round)
     _save_with_checkpoints(brain, round.mask)
     position = Position(brain, round, every if round.saves else 0)
 
@@ -157,16 +156,6 @@ def _part(brain: Brain, part: str) -> Any:
             raise ScopeError(f"the Brain's modules have no part {part!r}; at {name!r} there are {', '.join(children)}")
         found = children[name]
     return found
-
-
-def _check_trains(brain: Brain, round: Round) -> None:
-    there = {id(parameter) for parameter in brain.modules.parameters()}
-    parameters = dict(named_parameters(round.model, remove_duplicate=False))
-    if lost := [name for name in round.mask if id(parameters[name]) not in there]:
-        raise ScopeError(
-            f"{type(brain).__name__} does not train the model of this round: {', '.join(lost)} are not among the "
-            "parameters of its modules; build it around the model that IMP has"
-        )
 
 
 def _log_facts(brain: Brain, mask: Mask, **facts: int) -> None:

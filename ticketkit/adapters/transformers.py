@@ -15,7 +15,15 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
-from ticketkit.adapters.holding import Holding, MaskSource, mask_of, missing, numbers
+from ticketkit.adapters.holding import (
+    Holding,
+    MaskSource,
+    check_round,
+    check_trains_the_model,
+    mask_of,
+    missing,
+    numbers,
+)
 from ticketkit.errors import ConfigError, StorageError, TicketError
 from ticketkit.ledger import TICKET
 from ticketkit.mask import Mask
@@ -69,7 +77,14 @@ class TicketCallback(TrainerCallback):
         self._holding.end()  # a training that broke off with an error never got to its end
         _check_recorded(state, self.ticket.mask)
         _record(state, self.ticket.mask)
-        self._holding.start(kwargs["model"], kwargs["optimizer"])
+        optimizer = kwargs["optimizer"]
+        self._holding.start(kwargs["model"], optimizer)
+        way_out = "call release() of that callback before the model is trained otherwise"
+        self._holding.refuse_others(getattr(optimizer, "optimizer", optimizer), way_out)
+
+    def release(self) -> None:
+        """Let go of the model after a training that broke off with an error, of which a Trainer tells no callback."""
+        self._holding.end()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the ticket into the checkpoint that was just written."""
@@ -97,8 +112,7 @@ class RoundCallback(TrainerCallback):
     """
 
     def __init__(self, round: Round, *, every: int | None = None, **tracked: Stateful):
-        if every is not None and every < 1:
-            raise ConfigError(f"every must be a number of steps from 1 on, not {every!r}")
+        check_round(round, every)
         self._round = round
         self._ticket = Ticket(round.mask)
         self._every = every
@@ -131,6 +145,7 @@ class RoundCallback(TrainerCallback):
         self._started = True
         self._check_begin(state.global_step)
         optimizer, scheduler = kwargs["optimizer"], kwargs["lr_scheduler"]
+        check_trains_the_model(kwargs["model"], type(unwrap(kwargs["model"])).__name__, self._round)
         self._round.check_optimizer(optimizer)
         tracked = {"optimizer": optimizer, "scheduler": scheduler, PROGRESS: self._progress, **self._tracked}
         if (scaler := getattr(optimizer, "scaler", None)) is not None:
@@ -236,10 +251,14 @@ def _check_recorded(state: TrainerState, mask: Mask) -> None:
     """Raise `TicketError` if the Trainer resumes from a checkpoint that was trained with another mask."""
     saved = _records(state).get(RECORD)
     if saved is not None and saved["mask"] != mask.digest:
+        there = f"the checkpoint of step {state.global_step} was trained with"
+        way_out = "resume with the ticket beside it, or start without the checkpoint"
+        if not state.global_step:
+            there, way_out = "another callback of this Trainer holds", "give it one TicketCallback"
         raise TicketError(
-            f"the checkpoint of step {state.global_step} was trained with another mask ({saved['kept']:,} of "
+            f"{there} another mask ({saved['kept']:,} of "
             f"{saved['total']:,} weights, {saved['mask'][:12]}) than this ticket's ({mask.kept:,} of {mask.total:,}, "
-            f"{mask.digest[:12]}); resume with the ticket beside it, or start without the checkpoint"
+            f"{mask.digest[:12]}); {way_out}"
         )
 
 

@@ -22,7 +22,7 @@ from ticketkit.errors import ConfigError, StorageError
 from ticketkit.ledger import Ledger
 from ticketkit.locks import Lock
 from ticketkit.results import RESULTS_FILE
-from ticketkit.storage import write_text_atomically
+from ticketkit.storage import file_system_errors, write_text_atomically
 from ticketkit.study.config import StudyConfig, parse_study
 from ticketkit.study.examinations import is_examined
 from ticketkit.study.jobs import Job
@@ -63,7 +63,10 @@ class StudyDirectory:
         """Return the study's config; raises `ConfigError` if there is none."""
         if not self.exists():
             raise ConfigError(f"{self.path} holds no study ({CONFIG_FILE} is missing); start one with: ticketkit study")
-        return parse_study(self._read())
+        try:
+            return parse_study(self._read())
+        except ConfigError as error:
+            raise ConfigError(f"{self.path / CONFIG_FILE}: {error}") from error
 
     def run(self, run_id: str) -> Path:
         """Return the directory of a run."""
@@ -83,7 +86,12 @@ class StudyDirectory:
     def failure(self, job: Job) -> Failure | None:
         """Return why a job failed last, if it did."""
         path = self._failure(job)
-        return Failure(**_read(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return Failure(**_read(path))
+        except TypeError as error:
+            raise StorageError(f"{path} is damaged ({error}); delete it to write it again") from error
 
     def note_failure(self, job: Job, error: Exception) -> None:
         """Write down why a job failed."""
@@ -92,7 +100,10 @@ class StudyDirectory:
 
     def forget_failure(self, job: Job) -> None:
         """Forget that a job failed: it is tried again."""
-        self._failure(job).unlink(missing_ok=True)
+        path = self._failure(job)
+        with file_system_errors(path):
+            if path.exists():
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def taken(self, job: Job) -> Iterator[Lock | None]:

@@ -81,7 +81,7 @@ def _connected(options: RayOptions) -> Any:
     local: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": OBJECTS}
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray cluster answers at {address or 'this machine'}: {error}; start one by: ray start --head, or leave "
             "the address out to use this machine alone"
