@@ -194,6 +194,8 @@ class Enforcement:
         return revived
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if self.before_step is None and optimizer in self._met:
+            return
         parameters = _parameters_of(optimizer)
         in_scope = [parameter for parameter in parameters if id(parameter) in self._scope]
         if self.before_step is not None:
