@@ -47,6 +47,7 @@ ORDER = [
     "ticket",
     "ledger",
     "round",
+    "capture",
     "rewinder",
     "analysis",
     "dead",

@@ -119,8 +119,7 @@ def test_the_example_of_the_page_on_scaling_prints_what_it_shows(tmp_path: Path)
     command, printed, *_ = shown.splitlines()
     assert command == "$ torchrun --nproc-per-node 2 sharded.py"
     finished = started(str(tmp_path / "sharded.py"), ranks=2, cwd=tmp_path)
-    if "terminate called without an active exception" not in finished.stderr:  # torch's fault, of which the page tells
-        check_done(finished)
+    check_done(finished)
     assert printed in finished.stdout.splitlines()
 
 

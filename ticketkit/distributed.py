@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -169,8 +170,20 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield
+        dist.barrier()
+        let_go()
     finally:
         dist.destroy_process_group()
+
+
+def let_go() -> None:
+    """Let gloo's threads give back what they hold of Python's after the last message, since the process may end now.
+
+    A thread that comes too late for that takes the interpreter down with it (torch 2.13): "terminate called without an
+    active exception". It needs but a moment in which no Python code runs here.
+    """
+    if ranks() > 1:
+        time.sleep(0.2)
 
 
 def agreed(mask: Mask) -> Mask:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ticketkit.allocation import floor_counts
 from ticketkit.analysis import Mode, best_record, extreme_record
-from ticketkit.distributed import agreed, check_alike, check_same, everyone, once
+from ticketkit.distributed import agreed, check_alike, check_same, everyone, let_go, once
 from ticketkit.enforce import Enforcement, enforced
 from ticketkit.errors import ConfigError, NoEffectWarning
 from ticketkit.granularity import Layout, checked_pattern
@@ -148,6 +148,7 @@ class IMP:
                 self._check_has_effect(index, enforcement)
                 self._finish(current, enforcement, time.monotonic() - started)
             self._emit("run_end", records=tuple(self._records))
+        let_go()
 
     def run(
         self,

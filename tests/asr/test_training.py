@@ -255,7 +255,7 @@ def test_sigkill_in_the_middle_of_a_round_and_resume_end_in_the_same_tickets(tmp
 
 
 RANKS = """
-import json, sys, torch
+import json, os, sys, torch
 from pathlib import Path
 from torch import distributed
 from ticketkit import IMP
@@ -276,6 +276,9 @@ weights = {{name: tensor.detach().clone() for name, tensor in module.state_dict(
 torch.save(weights, f"{{sys.argv[2]}}-{{rank}}.pt")
 facts = {{"digests": [t.mask.digest for t in imp.tickets], "metrics": [t.metrics for t in imp.tickets]}}
 Path(f"{{sys.argv[2]}}-{{rank}}.json").write_text(json.dumps(facts))
+if ranks > 1:
+    distributed.barrier()
+    os._exit(0)  # gloo's threads may outlive the group and abort an ordinary exit
 """
 
 
