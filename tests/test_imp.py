@@ -655,8 +655,9 @@ def test_a_round_that_trains_nothing_where_others_did_is_told_of() -> None:
                 model(torch.ones(1, 6)).sum().backward()
                 optimizer.step()
 
-    with pytest.warns(NoEffectWarning, match="round 1 trained nothing: no optimizer took a step"):
+    with pytest.warns(NoEffectWarning, match="round 1 trained nothing: no optimizer took a step") as told:
         train()
+    assert told[0].filename == __file__
     for _ in IMP(model, rounds=1, plugins=Plugins()):  # pruning without training is a choice
         pass
 

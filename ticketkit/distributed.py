@@ -99,7 +99,7 @@ class AllRanks:
 ALONE, ALL_RANKS = Alone(), AllRanks()
 
 
-def everyone() -> Ranks:
+def group() -> Ranks:
     """Return all ranks of the default process group, or this process alone without one."""
     return ALL_RANKS if ranks() > 1 else ALONE
 

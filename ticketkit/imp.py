@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ticketkit.allocation import floor_counts
 from ticketkit.analysis import Mode, best_record, extreme_record
-from ticketkit.distributed import agreed, check_alike, check_same, everyone, let_go, once
+from ticketkit.distributed import agreed, check_alike, check_same, group, let_go, once
 from ticketkit.enforce import Enforcement, enforced
 from ticketkit.errors import ConfigError, NoEffectWarning
 from ticketkit.granularity import Layout, checked_pattern
@@ -265,7 +265,7 @@ class IMP:
                 f"round {index} trained nothing: no optimizer took a step, as they did before it; see where its loop "
                 "starts and ends (rewind='step:k' with k at its end, an epoch counter that was used before)",
                 NoEffectWarning,
-                stacklevel=4,
+                stacklevel=3,  # the loop over the rounds
             )
         self._trains = self._trains or not enforcement.is_idle
 
@@ -300,7 +300,7 @@ class IMP:
         def decide() -> Mask:
             return self._pruner.next_mask(previous, self.plan[index], weights=trained, initial=initial, index=index)
 
-        self._masks[index] = agreed(decide() if self._is_sharded else everyone().each(decide))
+        self._masks[index] = agreed(decide() if self._is_sharded else group().each(decide))
         self._emit("mask_ready", index=index, mask=self._masks[index], previous=previous)
         if self._ledger:
             del self._masks[index - 1]

@@ -115,7 +115,7 @@ class RoundCallback(Callback):
     epoch, or every `every` optimizer steps. At the end, `trainer.callback_metrics` are the round's.
 
     Raises `ConfigError` for a trainer or a round that was used before, and for `ckpt_path`; `ScopeError` for a module
-    without the parameters of the round's model, and for optimizers that do not hold all of them.
+    that does not train the parameters of the round's model, or others too, and for optimizers that do not hold all.
     """
 
     def __init__(self, round: Round, *, every: int | None = None):
@@ -194,7 +194,7 @@ class RoundCallback(Callback):
             raise ConfigError("fit(ckpt_path=...) would undo where the round starts; IMP(run_dir=...) resumes it")
         if trainer.fit_loop.total_batch_idx >= 0:
             raise ConfigError("this Trainer has fitted before and would go on counting; make another for each round")
-        if self._position is not None or self.round.tracked is not None:
+        if self.round.tracked is not None:
             raise ConfigError(f"round {self.round.index} was trained before; make a RoundCallback for each round")
         check_trains_the_model(module, type(module).__name__, self.round)
         if trainer.optimizers:

@@ -67,8 +67,8 @@ def in_round(brain: Brain, round: Round, *, every: int | None = None, **tracked:
     every `every` batches, when gradients do not wait for more. It starts where the round does; what the Checkpointer
     holds is not recovered before fitting. The losses of stages are logged as `train_loss` and `valid_loss`.
 
-    Raises `ConfigError` for a Brain or a round that was used before, `ScopeError` for a Brain without the parameters of
-    the round's model and for optimizers that do not hold all of them.
+    Raises `ConfigError` for a Brain or a round that was used before, `ScopeError` for a Brain that does not train the
+    parameters of the round's model, or others too, and for optimizers that do not hold all.
     """
     check_round(round, every)
     check_trains_the_model(brain.modules, type(brain).__name__, round)

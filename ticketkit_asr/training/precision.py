@@ -1,7 +1,7 @@
 """What a network computes in: autocast, around a fault of some CPUs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -20,12 +20,8 @@ def computing_in(precision: str, device: str) -> Iterator[None]:
         return
     dtype = getattr(torch, precision)
     refused = device == "cpu" and _onednn_refuses_lstms(dtype)
-    with torch.autocast(device, dtype):
-        if refused:
-            with _without_onednn():
-                yield
-        else:
-            yield
+    with torch.autocast(device, dtype), _without_onednn() if refused else nullcontext():
+        yield
 
 
 @cache
