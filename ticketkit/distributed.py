@@ -99,7 +99,7 @@ class AllRanks:
 ALONE, ALL_RANKS = Alone(), AllRanks()
 
 
-def group() -> Ranks:
+def present_ranks() -> Ranks:
     """Return all ranks of the default process group, or this process alone without one."""
     return ALL_RANKS if ranks() > 1 else ALONE
 

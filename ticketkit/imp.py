@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ticketkit.allocation import floor_counts
 from ticketkit.analysis import Mode, best_record, extreme_record
-from ticketkit.distributed import agreed, check_alike, check_same, group, let_go, once
+from ticketkit.distributed import agreed, check_alike, check_same, let_go, once, present_ranks
 from ticketkit.enforce import Enforcement, enforced
 from ticketkit.errors import ConfigError, NoEffectWarning
 from ticketkit.granularity import Layout, checked_pattern
@@ -300,7 +300,7 @@ class IMP:
         def decide() -> Mask:
             return self._pruner.next_mask(previous, self.plan[index], weights=trained, initial=initial, index=index)
 
-        self._masks[index] = agreed(decide() if self._is_sharded else group().each(decide))
+        self._masks[index] = agreed(decide() if self._is_sharded else present_ranks().each(decide))
         self._emit("mask_ready", index=index, mask=self._masks[index], previous=previous)
         if self._ledger:
             del self._masks[index - 1]

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ticketkit import gaps
-from ticketkit.distributed import ALONE, group
+from ticketkit.distributed import ALONE, present_ranks
 from ticketkit.errors import MaskError, ScopeError, TicketError
 from ticketkit.mask import Mask, shape_differences
 from ticketkit.provenance import Provenance
@@ -164,7 +164,7 @@ class Ticket:
             groups = masked_parameters(model, self.mask.shapes)
             _check_pruned(self.mask, {name: group[0] for name, group in groups.items()})
 
-        (group() if has_shards(model) else ALONE).each(check)
+        (present_ranks() if has_shards(model) else ALONE).each(check)
 
     def verify_file(self, path: str | Path) -> None:
         """Raise `TicketError` unless every pruned weight is exactly zero in a safetensors file of weights.
